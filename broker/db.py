@@ -1,0 +1,239 @@
+"""The database: engine settings, transactions, column types. The only module below the views that knows Flask.
+
+SQLite and PostgreSQL run the same code. Work is done in two kinds of unit: `Database.write()` and
+`Database.read()`; nothing keeps a transaction open over a network call.
+"""
+
+from __future__ import annotations
+
+import sqlite3
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from importlib.resources import files
+from pathlib import Path
+from typing import Any, cast
+
+import sqlalchemy as sa
+from flask_sqlalchemy import SQLAlchemy
+from sqlalchemy import event
+from sqlalchemy.dialects.postgresql import JSONB
+from sqlalchemy.engine import Connection, Dialect, Engine
+from sqlalchemy.orm import DeclarativeBase, Session
+
+from broker.clock import Clock
+from broker.errors import BrokerError
+
+SQLITE_BUSY_MS = 8_000
+"""How long a writer waits for another process's write lock; well inside the 20 s a callback may take."""
+
+NAMES = {
+    "ix": "ix_%(table_name)s_%(column_0_N_name)s",
+    "uq": "uq_%(table_name)s_%(column_0_N_name)s",
+    "ck": "ck_%(table_name)s_%(constraint_name)s",
+    "fk": "fk_%(table_name)s_%(column_0_name)s_%(referred_table_name)s",
+    "pk": "pk_%(table_name)s",
+}
+
+
+class Base(DeclarativeBase):
+    """Base of every table."""
+
+    metadata = sa.MetaData(naming_convention=NAMES)
+
+
+db = SQLAlchemy(model_class=Base)
+
+
+class DatabaseUnavailable(BrokerError):
+    """The database cannot be reached or written to."""
+
+    code = "database_unavailable"
+    status = 503
+    heading = "The service is not available"
+    advice = "Try again in a few minutes."
+    cure = "Check DATABASE_URL, that the database runs, and that its disk is neither full nor read-only."
+
+
+class SchemaBehind(BrokerError):
+    """The database's tables are not those this version needs."""
+
+    code = "schema_behind"
+    status = 503
+    heading = "We are updating"
+    advice = "Try again in a few minutes."
+    cure = "Run `broker db upgrade`."
+
+
+class UtcDateTime(sa.types.TypeDecorator[datetime]):
+    """A point in time: zone-aware UTC in Python, `timestamptz` on PostgreSQL, ISO text without zone on SQLite."""
+
+    impl = sa.DateTime(timezone=True)
+    cache_ok = True
+
+    def process_bind_param(self, value: datetime | None, dialect: Dialect) -> datetime | None:
+        """Refuse naive times: they have no meaning once they leave this process."""
+        if value is None:
+            return None
+        if value.tzinfo is None:
+            raise ValueError("a naive datetime cannot be stored")
+        value = value.astimezone(UTC)
+        return value.replace(tzinfo=None) if dialect.name == "sqlite" else value
+
+    def process_result_value(self, value: datetime | None, dialect: Dialect) -> datetime | None:
+        """Give every time read its zone back."""
+        if value is None:
+            return None
+        return value.replace(tzinfo=UTC) if value.tzinfo is None else value.astimezone(UTC)
+
+
+BigId = sa.BigInteger().with_variant(sa.Integer(), "sqlite")
+"""A 64-bit key; SQLite only counts up by itself when the column is called INTEGER."""
+
+Json = sa.JSON().with_variant(JSONB(), "postgresql")
+
+
+def table(model: type[Base]) -> sa.Table:
+    """Return a model's table, for the hot paths that use SQLAlchemy Core."""
+    return cast(sa.Table, model.__table__)
+
+
+def engine_options(url: str) -> dict[str, Any]:
+    """Return the engine options that `url`'s database needs."""
+    if url.startswith("sqlite"):
+        return {"connect_args": {"timeout": SQLITE_BUSY_MS / 1000, "check_same_thread": False}, "pool_size": 20}
+    return {"pool_size": 20, "max_overflow": 10, "pool_pre_ping": True, "connect_args": {"connect_timeout": 5}}
+
+
+def prepare(engine: Engine) -> None:
+    """Make `engine` follow the house rules for its kind of database."""
+    if engine.dialect.name == "sqlite":
+        event.listen(engine, "connect", _sqlite_connect)
+        event.listen(engine, "begin", _sqlite_begin)
+
+
+def _sqlite_connect(dbapi_connection: sqlite3.Connection, _record: object) -> None:
+    # The driver must not open transactions by itself: `_sqlite_begin` chooses the kind.
+    dbapi_connection.isolation_level = None
+    cursor = dbapi_connection.cursor()
+    # Busy timeout first: switching to WAL takes a lock, and several processes start at once.
+    cursor.execute(f"PRAGMA busy_timeout = {SQLITE_BUSY_MS}")
+    cursor.execute("PRAGMA journal_mode = WAL")
+    # FULL: an acknowledged connection survives power loss, not only a crash of this program.
+    cursor.execute("PRAGMA synchronous = FULL")
+    cursor.execute("PRAGMA foreign_keys = ON")
+    cursor.execute("PRAGMA secure_delete = ON")
+    cursor.close()
+
+
+def _sqlite_begin(connection: Connection) -> None:
+    # A deferred transaction that turns into a write fails at once under contention; the busy timeout
+    # does not help it. Units that write therefore take the lock first.
+    readonly = connection.get_execution_options().get("readonly", False)
+    connection.exec_driver_sql("BEGIN" if readonly else "BEGIN IMMEDIATE")
+
+
+class Database:
+    """Transactions on one engine. Safe to use from several threads, and after a fork."""
+
+    def __init__(self, engine: Engine, clock: Clock) -> None:
+        self.engine = engine
+        self._clock = clock
+        self._reader = engine.execution_options(readonly=True)
+
+    @property
+    def is_sqlite(self) -> bool:
+        """Whether this is the embedded database."""
+        return self.engine.dialect.name == "sqlite"
+
+    @contextmanager
+    def write(self) -> Iterator[Connection]:
+        """Open a unit of work that commits on success and leaves nothing behind on failure.
+
+        Raises DatabaseUnavailable when the database cannot be reached or written to.
+        """
+        with _honest_failures(), self.engine.begin() as connection:
+            yield connection
+
+    @contextmanager
+    def read(self) -> Iterator[Connection]:
+        """Open a read-only snapshot. Raises DatabaseUnavailable when the database cannot be reached."""
+        with _honest_failures(), self._reader.connect() as connection:
+            yield connection
+
+    @contextmanager
+    def session(self) -> Iterator[Session]:
+        """Open an ORM session that commits on success; for paths that are not hot."""
+        with _honest_failures(), Session(self.engine, expire_on_commit=False) as session, session.begin():
+            yield session
+
+    @contextmanager
+    def reading(self) -> Iterator[Session]:
+        """Open a read-only ORM session."""
+        with _honest_failures(), Session(self._reader, expire_on_commit=False) as session:
+            yield session
+
+    def now(self, connection: Connection) -> datetime:
+        """Return the time by which leases are judged: PostgreSQL's own clock, shared by every worker.
+
+        An embedded database has no clock of its own; there the machine's clock is the shared one.
+        """
+        if self.is_sqlite:
+            return self._clock.now()
+        return connection.execute(sa.select(sa.func.clock_timestamp())).scalar_one().astimezone(UTC)  # type: ignore[no-any-return]
+
+    def after_fork(self) -> None:
+        """Forget the parent's connections; call once in a child process."""
+        self.engine.dispose(close=False)
+
+
+@contextmanager
+def _honest_failures() -> Iterator[None]:
+    try:
+        yield
+    except (sa.exc.OperationalError, sa.exc.InterfaceError, sa.exc.TimeoutError) as failure:
+        # Statement and parameters stay out: they may hold a person's data.
+        detail = type(failure.orig).__name__ if isinstance(failure, sa.exc.DBAPIError) else "pool exhausted"
+        raise DatabaseUnavailable(detail) from failure
+
+
+def migrations_path() -> Path:
+    """Return the folder of migrations: inside an installed package, or beside it in a checkout."""
+    packaged = Path(str(files("broker"))) / "migrations"
+    return packaged if packaged.is_dir() else packaged.parent.parent / "migrations"
+
+
+def schema_revision(connection: Connection) -> str | None:
+    """Return the revision the database is at, None before the first migration."""
+    from alembic.migration import MigrationContext
+
+    return MigrationContext.configure(connection).get_current_revision()
+
+
+def newest_revision() -> str | None:
+    """Return the revision this version of the program needs."""
+    from alembic.config import Config
+    from alembic.script import ScriptDirectory
+
+    config = Config()
+    config.set_main_option("script_location", str(migrations_path()))
+    return ScriptDirectory.from_config(config).get_current_head()
+
+
+def require_current_schema(database: Database) -> None:
+    """Raise SchemaBehind unless the tables are those this version needs."""
+    with database.read() as connection:
+        found, needed = schema_revision(connection), newest_revision()
+    if found != needed:
+        raise SchemaBehind(f"the database is at revision {found or 'none'}, this version needs {needed}")
+
+
+def upgrade(url: str) -> None:
+    """Bring the database at `url` to the newest revision. Safe to run from several processes at once."""
+    from alembic import command
+    from alembic.config import Config
+
+    config = Config()
+    config.set_main_option("script_location", str(migrations_path()))
+    config.attributes["url"] = url
+    command.upgrade(config, "head")

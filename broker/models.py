@@ -1,0 +1,395 @@
+"""The tables. Every column says what it means; a column without "null when" is never null."""
+
+from __future__ import annotations
+
+from datetime import datetime
+from enum import StrEnum
+from typing import Any
+
+import sqlalchemy as sa
+from sqlalchemy.orm import Mapped, mapped_column
+
+from broker.db import Base, BigId, Json, UtcDateTime
+
+Ref = sa.String(32)
+Digest = sa.String(64)
+
+
+class FlowState(StrEnum):
+    """How far one attempt to connect has come."""
+
+    OPENED = "opened"
+    LEFT = "left"
+    REDEEMING = "redeeming"
+    HELD = "held"
+    DONE = "done"
+    FAILED = "failed"
+    EXPIRED = "expired"
+    INTERRUPTED = "interrupted"
+
+
+ENDED = (FlowState.DONE, FlowState.FAILED, FlowState.EXPIRED, FlowState.INTERRUPTED)
+"""The states that a flow never leaves."""
+
+
+class Hold(StrEnum):
+    """What a held flow waits for."""
+
+    INSTALLATION = "installation"
+    CHOICE = "choice"
+    APPROVAL = "approval"
+
+
+class HopKind(StrEnum):
+    """Where a hop sends the person."""
+
+    AUTHORIZE = "authorize"
+    INSTALL = "install"
+
+
+class ImportState(StrEnum):
+    """How far a connection's current token has come on its way into Sequin."""
+
+    PENDING = "pending"
+    HELD = "held"
+    PARKED = "parked"
+    IMPORTED = "imported"
+
+
+class JobState(StrEnum):
+    """Where a job stands; only `waiting` and `running` jobs have a `due_at`."""
+
+    WAITING = "waiting"
+    RUNNING = "running"
+    PARKED = "parked"
+    DONE = "done"
+
+
+class Role(StrEnum):
+    """What an operator may do; each includes the one before."""
+
+    VIEWER = "viewer"
+    OPERATOR = "operator"
+    ADMIN = "admin"
+
+
+class EndUser(Base):
+    """A person or account of the host."""
+
+    __tablename__ = "end_users"
+
+    id: Mapped[int] = mapped_column(BigId, primary_key=True)
+    # The host's own id; never shown to anyone but this person, operators and the host.
+    external_id: Mapped[str] = mapped_column(sa.String(255), unique=True)
+    # As the host last told us; null when it did not. Never used to identify anyone.
+    email: Mapped[str | None] = mapped_column(sa.String(320))
+    name: Mapped[str | None] = mapped_column(sa.String(200))
+    created_at: Mapped[datetime] = mapped_column(UtcDateTime)
+
+
+class ApiKey(Base):
+    """A key with which the host's backend calls the API."""
+
+    __tablename__ = "api_keys"
+
+    id: Mapped[int] = mapped_column(BigId, primary_key=True)
+    public_id: Mapped[str] = mapped_column(Ref, unique=True)
+    name: Mapped[str] = mapped_column(sa.String(100))
+    # SHA-256 of the key, which is shown once and kept nowhere.
+    key_hash: Mapped[str] = mapped_column(Digest, unique=True)
+    scopes: Mapped[list[str]] = mapped_column(Json)
+    created_at: Mapped[datetime] = mapped_column(UtcDateTime)
+    # Null until first used; written at most once a minute.
+    last_used_at: Mapped[datetime | None] = mapped_column(UtcDateTime)
+    # Null while the key works.
+    revoked_at: Mapped[datetime | None] = mapped_column(UtcDateTime)
+
+
+class Link(Base):
+    """A connect link: an address made by the host for one end user."""
+
+    __tablename__ = "links"
+
+    id: Mapped[int] = mapped_column(BigId, primary_key=True)
+    public_id: Mapped[str] = mapped_column(Ref, unique=True)
+    # SHA-256 of the token in the address, which is shown once and kept nowhere.
+    token_hash: Mapped[str] = mapped_column(Digest, unique=True)
+    end_user_id: Mapped[int] = mapped_column(sa.ForeignKey("end_users.id"), index=True)
+    # Keys of the OAuth apps offered, in order; null means every configured one.
+    apps: Mapped[list[str] | None] = mapped_column(Json)
+    # Where "Back" leads, checked against BROKER_RETURN_ORIGINS when the link was made; null for none.
+    return_url: Mapped[str | None] = mapped_column(sa.String(2000))
+    # The host's own, sent on to Sequin with the credential.
+    host_metadata: Mapped[dict[str, Any]] = mapped_column(Json)
+    # Whether the link opens the person's whole page rather than what it connected.
+    manage: Mapped[bool] = mapped_column(default=False)
+    # Who made it: an API key's public id, or "cli".
+    created_by: Mapped[str] = mapped_column(sa.String(100))
+    created_at: Mapped[datetime] = mapped_column(UtcDateTime)
+    expires_at: Mapped[datetime] = mapped_column(UtcDateTime)
+    # Null until the page was first shown.
+    opened_at: Mapped[datetime | None] = mapped_column(UtcDateTime)
+    # Null until a flow was first started.
+    started_at: Mapped[datetime | None] = mapped_column(UtcDateTime)
+    # SHA-256 of the browser secret the link is bound to; null until a flow was started.
+    browser_hash: Mapped[str | None] = mapped_column(Digest)
+    # Null while the host has not taken the link back.
+    revoked_at: Mapped[datetime | None] = mapped_column(UtcDateTime)
+
+
+class LinkUse(Base):
+    """That a link was spent for one OAuth app. The key makes a second spending impossible."""
+
+    __tablename__ = "link_uses"
+
+    link_id: Mapped[int] = mapped_column(sa.ForeignKey("links.id"), primary_key=True)
+    app_key: Mapped[str] = mapped_column(sa.String(40), primary_key=True)
+    connection_id: Mapped[int] = mapped_column(sa.ForeignKey("connections.id"))
+    spent_at: Mapped[datetime] = mapped_column(UtcDateTime)
+
+
+class Flow(Base):
+    """One attempt to connect through one OAuth app."""
+
+    __tablename__ = "flows"
+    __table_args__ = (
+        sa.Index(
+            "ix_flows_open",
+            "expires_at",
+            sqlite_where=sa.text("ended_at IS NULL"),
+            postgresql_where=sa.text("ended_at IS NULL"),
+        ),
+    )
+
+    id: Mapped[int] = mapped_column(BigId, primary_key=True)
+    ref: Mapped[str] = mapped_column(Ref, unique=True)
+    link_id: Mapped[int] = mapped_column(sa.ForeignKey("links.id"), index=True)
+    end_user_id: Mapped[int] = mapped_column(sa.ForeignKey("end_users.id"))
+    app_key: Mapped[str] = mapped_column(sa.String(40))
+    # SHA-256 of the secret in the cookie of the browser that started it.
+    browser_hash: Mapped[str] = mapped_column(Digest)
+    # One of FlowState.
+    state: Mapped[str] = mapped_column(sa.String(16))
+    # One of Hold; null unless the state is held.
+    hold: Mapped[str | None] = mapped_column(sa.String(16))
+    # A stable error code and a fact for operators; null unless failed or interrupted.
+    failure: Mapped[str | None] = mapped_column(sa.String(64))
+    failure_detail: Mapped[str | None] = mapped_column(sa.String(500))
+    # What the provider gave, sealed for this row; null before the exchange and after the flow ended.
+    grant_sealed: Mapped[bytes | None] = mapped_column(sa.LargeBinary)
+    grant_received_at: Mapped[datetime | None] = mapped_column(UtcDateTime)
+    # What the person picked on the provider's own pages; unverified, only ever used to select among proven accounts.
+    selector: Mapped[str | None] = mapped_column(sa.String(64))
+    # The account the person picked on our page, as it was offered; proven again before use.
+    chosen_account_id: Mapped[str | None] = mapped_column(sa.String(255))
+    # The accounts the person may choose from; null unless held for a choice.
+    choices: Mapped[list[dict[str, Any]] | None] = mapped_column(Json)
+    # Null unless done.
+    connection_id: Mapped[int | None] = mapped_column(sa.ForeignKey("connections.id"), index=True)
+    created_at: Mapped[datetime] = mapped_column(UtcDateTime)
+    updated_at: Mapped[datetime] = mapped_column(UtcDateTime)
+    expires_at: Mapped[datetime] = mapped_column(UtcDateTime)
+    # Null until the flow reached one of ENDED.
+    ended_at: Mapped[datetime | None] = mapped_column(UtcDateTime)
+
+
+class Hop(Base):
+    """One trip to the provider's pages; comes back at most once."""
+
+    __tablename__ = "hops"
+
+    id: Mapped[int] = mapped_column(BigId, primary_key=True)
+    flow_id: Mapped[int] = mapped_column(sa.ForeignKey("flows.id"), index=True)
+    # One of HopKind.
+    kind: Mapped[str] = mapped_column(sa.String(16))
+    # SHA-256 of the one-use state in the address.
+    state_hash: Mapped[str] = mapped_column(Digest, unique=True)
+    # The PKCE verifier, sealed for this row's state; null where the provider takes none, and once used.
+    verifier_sealed: Mapped[bytes | None] = mapped_column(sa.LargeBinary)
+    created_at: Mapped[datetime] = mapped_column(UtcDateTime)
+    expires_at: Mapped[datetime] = mapped_column(UtcDateTime)
+    # Null until the person came back with it.
+    consumed_at: Mapped[datetime | None] = mapped_column(UtcDateTime)
+
+
+class Claim(Base):
+    """That one provider account belongs to one end user; taken in the transaction that connects it."""
+
+    __tablename__ = "claims"
+
+    app_key: Mapped[str] = mapped_column(sa.String(40), primary_key=True)
+    account_id: Mapped[str] = mapped_column(sa.String(255), primary_key=True)
+    mode: Mapped[str] = mapped_column(sa.String(8), primary_key=True)
+    end_user_id: Mapped[int] = mapped_column(sa.ForeignKey("end_users.id"))
+
+
+class ConnectedAccount(Base):
+    """A connection: an end user's connected provider account."""
+
+    __tablename__ = "connections"
+    __table_args__ = (sa.UniqueConstraint("end_user_id", "app_key", "account_id", "mode"),)
+
+    id: Mapped[int] = mapped_column(BigId, primary_key=True)
+    # The short reference people quote; the only identity that leaves this program.
+    ref: Mapped[str] = mapped_column(Ref, unique=True)
+    end_user_id: Mapped[int] = mapped_column(sa.ForeignKey("end_users.id"))
+    app_key: Mapped[str] = mapped_column(sa.String(40))
+    provider: Mapped[str] = mapped_column(sa.String(40))
+    # Sequin's credential kind, such as stripe_oauth2.
+    kind: Mapped[str] = mapped_column(sa.String(40))
+    # The provider's own stable id, never a name that can be changed.
+    account_id: Mapped[str] = mapped_column(sa.String(255))
+    # As the provider last gave it; cleaned, at most 200 characters.
+    account_name: Mapped[str] = mapped_column(sa.String(200))
+    # The provider's word, such as standard or Organization; null when it has none.
+    account_type: Mapped[str | None] = mapped_column(sa.String(40))
+    # test or live.
+    mode: Mapped[str] = mapped_column(sa.String(8))
+    # What else the provider's import needs, such as an installation id. Never a secret.
+    account_facts: Mapped[dict[str, Any]] = mapped_column(Json)
+    # As granted, not as asked.
+    scopes: Mapped[list[str]] = mapped_column(Json)
+    # The host's own, plus nothing of ours.
+    host_metadata: Mapped[dict[str, Any]] = mapped_column(Json)
+    # The grant, sealed for this row and token version; null once it was erased.
+    grant_sealed: Mapped[bytes | None] = mapped_column(sa.LargeBinary)
+    # Goes up by one with every new grant, so that an old ciphertext cannot come back.
+    token_version: Mapped[int] = mapped_column(default=1)
+    # One of ImportState, for the current token version.
+    import_state: Mapped[str] = mapped_column(sa.String(16))
+    # Why the last attempt to import failed: a stable code and a fact for operators; null after a success.
+    import_error: Mapped[str | None] = mapped_column(sa.String(64))
+    import_error_detail: Mapped[str | None] = mapped_column(sa.String(500))
+    # Sequin's id of the credential and of the OAuth app it stands under; null until imported.
+    credential_id: Mapped[str | None] = mapped_column(sa.String(64), index=True)
+    sequin_oauth_app_id: Mapped[str | None] = mapped_column(sa.String(64))
+    # The credential an import has replaced by another; deleted once the new one is verified, null otherwise.
+    superseded_credential_id: Mapped[str | None] = mapped_column(sa.String(64))
+    # Sequin's 2xx for the current token version was recorded then; null until it was.
+    imported_at: Mapped[datetime | None] = mapped_column(UtcDateTime)
+    # Digest of the metadata Sequin holds, so that an unchanged one is not sent again; null until imported.
+    metadata_digest: Mapped[str | None] = mapped_column(Digest)
+    # The token version that `verified_at` speaks of was seen in Sequin then; null until it was.
+    verified_at: Mapped[datetime | None] = mapped_column(UtcDateTime)
+    # Outcome of the last check, ok or error, its sentence and its time; null until checked.
+    health: Mapped[str | None] = mapped_column(sa.String(8))
+    health_note: Mapped[str | None] = mapped_column(sa.String(500))
+    checked_at: Mapped[datetime | None] = mapped_column(UtcDateTime)
+    # Null unless the provider says that the grant is gone.
+    revoked_at: Mapped[datetime | None] = mapped_column(UtcDateTime)
+    # Null unless ended here.
+    disconnected_at: Mapped[datetime | None] = mapped_column(UtcDateTime)
+    # Stable code of what the last check found different in Sequin; null when it found nothing.
+    drift: Mapped[str | None] = mapped_column(sa.String(64))
+    # When the current grant was committed.
+    connected_at: Mapped[datetime] = mapped_column(UtcDateTime)
+    created_at: Mapped[datetime] = mapped_column(UtcDateTime)
+    updated_at: Mapped[datetime] = mapped_column(UtcDateTime)
+
+
+class Job(Base):
+    """Work that commits with the data requiring it; one row for each (kind, subject)."""
+
+    __tablename__ = "jobs"
+    __table_args__ = (
+        sa.UniqueConstraint("kind", "subject_id"),
+        sa.Index(
+            "ix_jobs_due",
+            "due_at",
+            sqlite_where=sa.text("due_at IS NOT NULL"),
+            postgresql_where=sa.text("due_at IS NOT NULL"),
+        ),
+    )
+
+    id: Mapped[int] = mapped_column(BigId, primary_key=True)
+    kind: Mapped[str] = mapped_column(sa.String(32))
+    # The connection's or flow's key, as the kind says.
+    subject_id: Mapped[int] = mapped_column(BigId)
+    # One of JobState.
+    state: Mapped[str] = mapped_column(sa.String(16))
+    # Waiting: not before then. Running: the lease ends then. Null when nobody is to touch it.
+    due_at: Mapped[datetime | None] = mapped_column(UtcDateTime)
+    # Goes up with every lease; an outcome that names an older one is discarded.
+    fence: Mapped[int] = mapped_column(default=0)
+    # Goes up whenever the work is asked for again; work asked for while running runs once more.
+    generation: Mapped[int] = mapped_column(default=0)
+    # Failures in a row, and since when; zero and null after a success.
+    failures: Mapped[int] = mapped_column(default=0)
+    failing_since: Mapped[datetime | None] = mapped_column(UtcDateTime)
+    # The last failure's stable code and a fact for operators; null after a success.
+    error: Mapped[str | None] = mapped_column(sa.String(64))
+    error_detail: Mapped[str | None] = mapped_column(sa.String(500))
+    created_at: Mapped[datetime] = mapped_column(UtcDateTime)
+    updated_at: Mapped[datetime] = mapped_column(UtcDateTime)
+
+
+class AuditRecord(Base):
+    """Who did what to what; written in the transaction of the change, never changed afterwards."""
+
+    __tablename__ = "audit"
+
+    id: Mapped[int] = mapped_column(BigId, primary_key=True)
+    at: Mapped[datetime] = mapped_column(UtcDateTime)
+    # end_user, operator, api_key, provider, worker or cli, and which.
+    actor_kind: Mapped[str] = mapped_column(sa.String(16))
+    actor: Mapped[str] = mapped_column(sa.String(320))
+    action: Mapped[str] = mapped_column(sa.String(64))
+    target: Mapped[str] = mapped_column(sa.String(320), index=True)
+    detail: Mapped[dict[str, Any]] = mapped_column(Json)
+
+
+class BrowserSession(Base):
+    """A signed-in browser: an end user's (30 minutes) or an operator's."""
+
+    __tablename__ = "sessions"
+
+    # SHA-256 of the cookie.
+    id_hash: Mapped[str] = mapped_column(Digest, primary_key=True)
+    # Exactly one of the two is set.
+    end_user_id: Mapped[int | None] = mapped_column(sa.ForeignKey("end_users.id"))
+    operator_id: Mapped[int | None] = mapped_column(sa.ForeignKey("operators.id"))
+    # The link whose connections an end user's session shows; null shows all of that person's.
+    link_id: Mapped[int | None] = mapped_column(sa.ForeignKey("links.id"))
+    created_at: Mapped[datetime] = mapped_column(UtcDateTime)
+    # For the idle limit; written at most once a minute.
+    seen_at: Mapped[datetime] = mapped_column(UtcDateTime)
+    expires_at: Mapped[datetime] = mapped_column(UtcDateTime, index=True)
+
+
+class Operator(Base):
+    """Staff who watch connections."""
+
+    __tablename__ = "operators"
+
+    id: Mapped[int] = mapped_column(BigId, primary_key=True)
+    # Lower case.
+    email: Mapped[str] = mapped_column(sa.String(320), unique=True)
+    # One of Role.
+    role: Mapped[str] = mapped_column(sa.String(16))
+    # Argon2id, in its own self-describing form.
+    password_hash: Mapped[str] = mapped_column(sa.String(255))
+    created_at: Mapped[datetime] = mapped_column(UtcDateTime)
+    # Null while the operator may sign in.
+    disabled_at: Mapped[datetime | None] = mapped_column(UtcDateTime)
+
+
+class SignInThrottle(Base):
+    """Failed sign-ins of one address or account, shared by every process."""
+
+    __tablename__ = "sign_in_throttles"
+
+    # SHA-256 of "email:…" or "address:…".
+    key_hash: Mapped[str] = mapped_column(Digest, primary_key=True)
+    failures: Mapped[int] = mapped_column(default=0)
+    # When the count started; it starts again after the window.
+    since: Mapped[datetime] = mapped_column(UtcDateTime)
+
+
+class KeyCanary(Base):
+    """A known sentence sealed with each encryption key: shows at start whether the ring still opens it."""
+
+    __tablename__ = "key_canaries"
+
+    kid: Mapped[str] = mapped_column(sa.String(64), primary_key=True)
+    sealed: Mapped[bytes] = mapped_column(sa.LargeBinary)
+    created_at: Mapped[datetime] = mapped_column(UtcDateTime)
