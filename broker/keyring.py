@@ -1,0 +1,74 @@
+"""Whether the keys in the settings are the ones that sealed this database: a canary for every key, opened at start."""
+
+from __future__ import annotations
+
+import sqlalchemy as sa
+from sqlalchemy.dialects import postgresql, sqlite
+from sqlalchemy.engine import Connection
+
+from broker.clock import Clock
+from broker.db import Database
+from broker.errors import Unreadable
+from broker.models import KeyCanary
+from broker.vault import Binding, Vault, key_id
+
+_SENTENCE = b"the key that sealed this sentence still opens it"
+
+
+class KeyRing:
+    """Writes and opens the canaries."""
+
+    def __init__(self, database: Database, vault: Vault, clock: Clock) -> None:
+        self._database = database
+        self._vault = vault
+        self._clock = clock
+
+    def check(self) -> list[str]:
+        """Return every problem with the key ring, one sentence each; a key without a canary gets one first."""
+        kept = self._kept()
+        missing = [kid for kid in self._vault.key_ids if kid not in kept]
+        if missing:
+            with self._database.write() as connection:
+                for kid in missing:
+                    self._plant(connection, kid)
+            # Read again: another process may have planted its own first.
+            kept = self._kept()
+        unopened = [_WRONG.format(kid=kid) for kid in self._vault.key_ids if not self._opens(kid, kept[kid])]
+        absent = [_ABSENT.format(kid=kid) for kid in sorted(kept) if kid not in self._vault.key_ids]
+        return unopened + absent
+
+    def retire(self, kid: str) -> None:
+        """Forget the canary of a key that nothing is sealed with any more, so that it may leave the ring."""
+        with self._database.write() as connection:
+            connection.execute(sa.delete(KeyCanary).where(KeyCanary.kid == kid))
+
+    def _kept(self) -> dict[str, bytes]:
+        with self._database.read() as connection:
+            rows = connection.execute(sa.select(KeyCanary.kid, KeyCanary.sealed)).all()
+        return {row.kid: row.sealed for row in rows}
+
+    def _plant(self, connection: Connection, kid: str) -> None:
+        insert = sqlite.insert if connection.dialect.name == "sqlite" else postgresql.insert
+        sealed = self._vault.seal(_SENTENCE, _binding(kid), kid=kid)
+        fresh = insert(KeyCanary).values(kid=kid, sealed=sealed, created_at=self._clock.now())
+        connection.execute(fresh.on_conflict_do_nothing(index_elements=["kid"]))
+
+    def _opens(self, kid: str, sealed: bytes) -> bool:
+        try:
+            return key_id(sealed) == kid and self._vault.open(sealed, _binding(kid)) == _SENTENCE
+        except Unreadable:
+            return False
+
+
+_WRONG = (
+    "Key {kid} in BROKER_ENCRYPTION_KEYS is not the key of that name which sealed values in this database: "
+    "put the right one back, or give the new key another name."
+)
+_ABSENT = (
+    "Key {kid} sealed values in this database and is missing from BROKER_ENCRYPTION_KEYS: "
+    "put it back at the end of the list, or run `broker keys retire {kid}` once nothing is sealed with it."
+)
+
+
+def _binding(kid: str) -> Binding:
+    return Binding("key_canaries", "sealed", kid)

@@ -1,0 +1,82 @@
+"""Canaries: whether the keys in the settings are the ones this database was sealed with."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+import sqlalchemy as sa
+
+from broker.keyring import KeyRing
+from broker.models import KeyCanary
+from broker.settings import EncryptionKey
+from broker.vault import Vault
+from tests.house import House, open_house
+
+OLD, NEW = EncryptionKey("k1", bytes(range(32))), EncryptionKey("k2", bytes(range(32, 64)))
+
+
+@pytest.fixture
+def house(database_url: str) -> Iterator[House]:
+    with open_house(database_url) as opened:
+        yield opened
+
+
+def ring(house: House, *keys: EncryptionKey) -> KeyRing:
+    return KeyRing(house.database, Vault(keys), house.clock)
+
+
+def test_a_fresh_database_gets_a_canary_for_every_key(house: House) -> None:
+    assert ring(house, OLD, NEW).check() == []
+    with house.database.read() as connection:
+        assert set(connection.execute(sa.select(KeyCanary.kid)).scalars()) == {"k1", "k2"}
+    assert ring(house, OLD, NEW).check() == []
+
+
+def test_a_canary_is_planted_once(house: House) -> None:
+    ring(house, OLD).check()
+    first = house.value(sa.select(KeyCanary.sealed))
+    ring(house, OLD).check()
+    assert house.value(sa.select(KeyCanary.sealed)) == first
+
+
+def test_another_key_under_the_same_name_is_a_problem(house: House) -> None:
+    ring(house, OLD).check()
+    problems = ring(house, EncryptionKey("k1", bytes(32))).check()
+    assert len(problems) == 1
+    assert "k1" in problems[0]
+    # Looking must not make it look right.
+    assert ring(house, EncryptionKey("k1", bytes(32))).check() == problems
+
+
+def test_a_key_that_went_missing_is_a_problem_until_it_is_retired(house: House) -> None:
+    ring(house, OLD).check()
+    problems = ring(house, NEW).check()
+    assert len(problems) == 1
+    assert "k1" in problems[0]
+    assert "missing" in problems[0]
+    ring(house, NEW).retire("k1")
+    assert ring(house, NEW).check() == []
+
+
+@pytest.mark.parametrize("damage", [b"", b"\x00", b"\x01\x02k1", b"\x01\x02k1" + bytes(80)])
+def test_a_damaged_canary_is_a_problem_and_not_a_crash(house: House, damage: bytes) -> None:
+    ring(house, OLD).check()
+    house.run(sa.update(KeyCanary).values(sealed=damage))
+    assert len(ring(house, OLD).check()) == 1
+
+
+def test_a_canary_moved_to_another_name_does_not_open(house: House) -> None:
+    ring(house, OLD, NEW).check()
+    moved = house.value(sa.select(KeyCanary.sealed).where(KeyCanary.kid == "k1"))
+    house.run(sa.update(KeyCanary).where(KeyCanary.kid == "k2").values(sealed=moved))
+    problems = ring(house, OLD, NEW).check()
+    assert len(problems) == 1
+    assert "k2" in problems[0]
+
+
+def test_no_sentence_shows_a_key(house: House) -> None:
+    ring(house, OLD).check()
+    told = " ".join(ring(house, EncryptionKey("k1", bytes(32)), NEW).check())
+    assert OLD.key.hex() not in told
+    assert NEW.key.hex() not in told
