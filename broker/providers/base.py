@@ -1,0 +1,171 @@
+"""What a provider is: data first, then a few pure functions that are handed a way to call out."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from datetime import datetime
+from typing import Any, Literal, Protocol, cast
+
+from broker.errors import AccountNotPermitted, BrokerError, UnusableAnswer, Verdict
+from broker.http import Answer, retry_after
+from broker.oauth import Grant, OAuthProfile
+from broker.secret import Secret
+from broker.settings import AppOptions, OAuthApp
+
+Mode = Literal["test", "live"]
+NAME_LIMIT = 200
+
+
+class ProviderUnavailable(BrokerError):
+    """The provider's API answered 429 or 5xx. `retry_after` is in seconds when it said so."""
+
+    code = "provider_unavailable"
+    status = 502
+    verdict = Verdict.RETRY
+    cure = "Nothing to do unless it lasts: it is tried again by itself."
+
+    def __init__(self, detail: str, retry_after: float | None = None) -> None:
+        self.retry_after = retry_after
+        super().__init__(detail)
+
+
+class TokenRejected(BrokerError):
+    """The provider's API does not accept the token it has just issued or issued once."""
+
+    code = "token_rejected"
+    verdict = Verdict.PERSON
+    cure = "The person has to connect again."
+
+
+class ProviderRefused(BrokerError):
+    """The provider's API refuses a call that this deployment's registration should be allowed to make."""
+
+    code = "provider_refused"
+    verdict = Verdict.CONFIGURATION
+    cure = "Give the OAuth app the permission named in the detail, at the provider's console."
+
+
+class GrantIncomplete(BrokerError):
+    """The grant lacks what an import needs, so nothing can be imported with it."""
+
+    code = "grant_incomplete"
+    verdict = Verdict.CONFIGURATION
+
+
+@dataclass(frozen=True)
+class Account:
+    """An account at the provider.
+
+    `id` is the provider's own stable id. `facts` holds what the import needs besides, never a secret.
+    `selector` is what the provider's own pages call this account when the person picked it there.
+    """
+
+    id: str
+    name: str
+    type: str | None
+    mode: Mode
+    facts: Mapping[str, Any] = field(default_factory=dict)
+    selector: str = ""
+
+
+class Call(Protocol):
+    """How a provider's functions reach its API: the network door with a deadline already set."""
+
+    def __call__(
+        self,
+        method: str,
+        url: str,
+        *,
+        bearer: Secret | None = None,
+        basic: tuple[str, Secret] | None = None,
+        headers: Mapping[str, str] | None = None,
+    ) -> Answer:
+        """Send one request. Raises NetworkError."""
+
+
+@dataclass(frozen=True)
+class Provider:
+    """One kind of service. Optional functions are None where the provider has no such thing."""
+
+    name: str
+    title: str
+    # Sequin's slug of the provider and the kind of credential imported.
+    sequin_provider: str
+    kind: str
+    options: type[AppOptions]
+    # Endpoints and the client's registration, for the OAuth door.
+    profile: Callable[[OAuthApp], OAuthProfile]
+    # The accounts this grant reaches, read afresh. Raises the errors of this module or NetworkError.
+    identify: Callable[[OAuthApp, Grant, Call], tuple[Account, ...]]
+    # The properties of the credential to import. Raises GrantIncomplete.
+    properties: Callable[[OAuthApp, Account, Grant | None], dict[str, object]]
+    # The members of those properties that say which account it is; none of them secret.
+    identity: Callable[[Account], dict[str, object]]
+    default_scopes: tuple[str, ...] = ()
+    # What the connect page says will be read and will never be done, in plain words.
+    reads: tuple[str, ...] = ()
+    never: str = ""
+    # Why there is no PKCE, where the provider takes none.
+    no_pkce_because: str = ""
+    # False where an import is built from the account alone, so that no token is needed for it.
+    import_needs_grant: bool = True
+    # Whether the grant is still needed after a verified import: to refresh with, or to revoke with.
+    keeps_grant: bool = False
+    # Whether a grant without an access token is worth keeping.
+    requires_access_token: bool = True
+    # Proof that the person behind the grant may connect this account. Raises AccountNotPermitted and others.
+    confirm: Callable[[OAuthApp, Account, Grant, Call, datetime], None] | None = None
+    # Where to send a person whose grant reaches no account yet; the state comes back with them.
+    install_url: Callable[[OAuthApp, Secret], str] | None = None
+    # The provider's own page about this connection.
+    manage_url: Callable[[OAuthApp, Account], str] | None = None
+
+
+def read_json(answer: Answer, *, what: str) -> Any:
+    """Return the JSON of a successful API answer.
+
+    Raises TokenRejected (401), ProviderUnavailable (429, 5xx), ProviderRefused (other errors) or UnusableAnswer.
+    """
+    if answer.status == 401:
+        raise TokenRejected(f"{what}: 401")
+    if answer.status == 429 or answer.status >= 500:
+        raise ProviderUnavailable(f"{what}: {answer.status}", retry_after(answer.headers))
+    if answer.status >= 300:
+        raise ProviderRefused(f"{what}: {answer.status}")
+    return answer.json()
+
+
+def read_object(answer: Answer, *, what: str) -> dict[str, Any]:
+    """Return the JSON object of a successful API answer. Raises as `read_json` does."""
+    content = read_json(answer, what=what)
+    if not isinstance(content, dict):
+        raise UnusableAnswer(f"{what}: not an object")
+    return cast(dict[str, Any], content)
+
+
+def clean(value: object, *, limit: int = NAME_LIMIT) -> str:
+    """Return provider text as one line that every database and page takes; empty when it is no text.
+
+    Control characters and lone surrogates become spaces: PostgreSQL stores neither NUL nor surrogates.
+    """
+    if not isinstance(value, str):
+        return ""
+    readable = "".join(c if c.isprintable() and not 0xD800 <= ord(c) <= 0xDFFF else " " for c in value)
+    return " ".join(readable.split())[:limit]
+
+
+__all__ = [
+    "Account",
+    "AccountNotPermitted",
+    "Call",
+    "GrantIncomplete",
+    "Mode",
+    "Provider",
+    "ProviderRefused",
+    "ProviderUnavailable",
+    "TokenRejected",
+    "clean",
+    "read_json",
+    "read_object",
+]

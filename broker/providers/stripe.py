@@ -1,0 +1,129 @@
+"""Stripe Connect OAuth for Standard accounts.
+
+Source: docs.stripe.com/connect/oauth-reference and /connect/oauth-standard-accounts.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+from pydantic import Field
+
+from broker.errors import UnusableAnswer
+from broker.oauth import Grant, OAuthProfile
+from broker.providers.base import Account, Call, GrantIncomplete, Mode, Provider, clean, read_object
+from broker.settings import AppOptions, HttpAddress, OAuthApp
+
+
+class StripeOptions(AppOptions):
+    """Base addresses, and what the import carries."""
+
+    connect_url: Annotated[HttpAddress, Field(json_schema_extra={"env": "STRIPE_CONNECT_URL"})] = (
+        "https://connect.stripe.com"
+    )
+    api_url: Annotated[HttpAddress, Field(json_schema_extra={"env": "STRIPE_API_URL"})] = "https://api.stripe.com"
+    # Handing the refresh token over makes Sequin the one that refreshes.
+    import_refresh_token: bool = False
+
+
+def _options(app: OAuthApp) -> StripeOptions:
+    assert isinstance(app.options, StripeOptions)
+    return app.options
+
+
+def profile(app: OAuthApp) -> OAuthProfile:
+    """Return the endpoints. The platform's secret key is the client secret, sent as Basic `sk_…:`."""
+    connect = _options(app).connect_url
+    return OAuthProfile(
+        authorize_url=f"{connect}/oauth/authorize",
+        token_url=f"{connect}/oauth/token",
+        token_auth="secret_key_basic",
+        client_id=app.client_id,
+        client_secret=app.client_secrets[0],
+        # Without a scope Stripe falls back to read_only, which a platform may not have.
+        scopes=app.scopes or PROVIDER.default_scopes,
+        pkce=False,
+        issuer=None,
+    )
+
+
+def identify(app: OAuthApp, grant: Grant, call: Call) -> tuple[Account, ...]:
+    """Read the connected account and compare it with the one the grant names."""
+    expected = grant.extra.get("stripe_user_id")
+    if not isinstance(expected, str) or not expected.startswith("acct_"):
+        raise UnusableAnswer("the token answer names no stripe_user_id")
+    mode: Mode = "live" if grant.extra.get("livemode") is True else "test"
+    found = _read_account(app, grant, expected, call)
+    if found.get("id") != expected:
+        raise UnusableAnswer("the account read is not the account granted")
+    return (Account(id=expected, name=_display_name(found), type=clean(found.get("type")) or None, mode=mode),)
+
+
+def _read_account(app: OAuthApp, grant: Grant, account_id: str, call: Call) -> dict[str, Any]:
+    api = _options(app).api_url
+    if grant.access_token is not None:
+        return read_object(call("GET", f"{api}/v1/account", bearer=grant.access_token), what="GET /v1/account")
+    # Newer platforms receive no token of the account; the platform's own key can still read it.
+    platform = app.client_secrets[0]
+    return read_object(call("GET", f"{api}/v1/accounts/{account_id}", bearer=platform), what="GET /v1/accounts")
+
+
+def _display_name(account: dict[str, Any]) -> str:
+    settings = account.get("settings")
+    dashboard = settings.get("dashboard") if isinstance(settings, dict) else None
+    business = account.get("business_profile")
+    candidates = (
+        dashboard.get("display_name") if isinstance(dashboard, dict) else None,
+        business.get("name") if isinstance(business, dict) else None,
+        account.get("email"),
+    )
+    return next((name for name in map(clean, candidates) if name), str(account["id"]))
+
+
+def properties(app: OAuthApp, account: Account, grant: Grant | None) -> dict[str, object]:
+    """Return a `stripe_oauth2` credential; `stripe_user_id` makes a re-import update instead of adding."""
+    if grant is None or grant.access_token is None:
+        raise GrantIncomplete(
+            "Stripe's answer held no access token: this platform's Connect OAuth no longer issues them. "
+            "Register a Stripe App and use the provider stripe_app"
+        )
+    content: dict[str, object] = {
+        "kind": PROVIDER.kind,
+        "secret": grant.access_token.reveal(),
+        "test": account.mode == "test",
+        "name": account.name,
+        "stripe_user_id": account.id,
+    }
+    if _options(app).import_refresh_token and grant.refresh_token is not None:
+        content["refresh_token"] = grant.refresh_token.reveal()
+        content["scope"] = " ".join(grant.scopes)
+    return content
+
+
+def identity(account: Account) -> dict[str, object]:
+    """Return what an imported credential says of its account."""
+    return {"stripe_user_id": account.id, "test": account.mode == "test"}
+
+
+def manage_url(app: OAuthApp, account: Account) -> str:
+    """Return the page where the account's owner sees and removes connected platforms."""
+    return "https://dashboard.stripe.com/settings/apps"
+
+
+PROVIDER = Provider(
+    name="stripe",
+    title="Stripe",
+    sequin_provider="stripe",
+    kind="stripe_oauth2",
+    options=StripeOptions,
+    profile=profile,
+    identify=identify,
+    properties=properties,
+    identity=identity,
+    default_scopes=("read_write",),
+    reads=("payments", "customers", "invoices and subscriptions", "balance and payouts"),
+    never="see your password",
+    no_pkce_because="Connect's reference documents no code_challenge; its code is single-use and lives 5 minutes",
+    requires_access_token=False,
+    manage_url=manage_url,
+)
