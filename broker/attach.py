@@ -1,0 +1,154 @@
+"""The one transaction that turns a grant into a connection: claim, connection, link, audit row, delivery."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any
+
+import sqlalchemy as sa
+from sqlalchemy.dialects import postgresql, sqlite
+from sqlalchemy.engine import Connection, Row
+
+from broker import audit
+from broker.apps import OfferedApp
+from broker.db import table
+from broker.errors import AccountTaken, LinkSpent
+from broker.jobs import Jobs
+from broker.models import Claim, ConnectedAccount, Flow, FlowState, ImportState, Link, LinkUse
+from broker.oauth import Grant
+from broker.providers.base import Account
+from broker.references import new_ref
+from broker.vault import Binding, Vault
+
+_claims = table(Claim)
+_connections = table(ConnectedAccount)
+_flows = table(Flow)
+_links = table(Link)
+_uses = table(LinkUse)
+
+
+@dataclass(frozen=True)
+class Attachment:
+    """What is to become a connection: a proven account and the grant that reaches it."""
+
+    flow_id: int
+    flow_ref: str
+    app: OfferedApp
+    account: Account
+    grant: Grant
+
+
+def grant_binding(ref: str, token_version: int) -> Binding:
+    """Return where a connection's sealed grant may be opened."""
+    return Binding("connections", "grant", ref, token_version)
+
+
+def attach(connection: Connection, what: Attachment, *, vault: Vault, jobs: Jobs, now: datetime) -> str | None:
+    """Do it all in the caller's transaction and return the connection's reference.
+
+    Returns None when the flow has ended meanwhile (another process finished it). Raises AccountTaken or
+    LinkSpent; the caller must then roll back.
+    """
+    flow = connection.execute(
+        sa.update(_flows)
+        .where(_flows.c.id == what.flow_id, _flows.c.state == FlowState.REDEEMING)
+        .values(
+            state=FlowState.DONE, hold=None, grant_sealed=None, choices=None, updated_at=now, ended_at=now,
+        )
+        .returning(_flows.c.end_user_id, _flows.c.link_id)
+    ).one_or_none()  # fmt: skip
+    if flow is None:
+        return None
+    _claim(connection, what, flow.end_user_id)
+    connection_id, ref = _save(connection, what, flow, vault=vault, jobs=jobs, now=now)
+    connection.execute(sa.update(_flows).where(_flows.c.id == what.flow_id).values(connection_id=connection_id))
+    _spend(connection, flow.link_id, what.app.key, connection_id, now)
+    audit.record(
+        connection, at=now, actor_kind="end_user", actor=what.flow_ref, action="connection.connected",
+        target=ref, detail={"app": what.app.key, "account": what.account.id, "mode": what.account.mode},
+    )  # fmt: skip
+    jobs.cancel(connection, "finish", what.flow_id)
+    return ref
+
+
+def _claim(connection: Connection, what: Attachment, end_user_id: int) -> None:
+    """Take the account for this end user. The row also serialises two flows that bring the same account."""
+    insert = sqlite.insert if connection.dialect.name == "sqlite" else postgresql.insert
+    claim = insert(_claims).values(
+        app_key=what.app.key, account_id=what.account.id, mode=what.account.mode, end_user_id=end_user_id
+    )
+    owner = connection.execute(
+        claim.on_conflict_do_update(
+            index_elements=["app_key", "account_id", "mode"], set_={"end_user_id": _claims.c.end_user_id}
+        ).returning(_claims.c.end_user_id)
+    ).scalar_one()
+    if owner != end_user_id:
+        raise AccountTaken
+
+
+def _save(
+    connection: Connection, what: Attachment, flow: Row[Any], *, vault: Vault, jobs: Jobs, now: datetime
+) -> tuple[int, str]:
+    """Save the connection with its delivery; in place when this person had connected this account before."""
+    account = what.account
+    existing = connection.execute(
+        sa.select(_connections.c.id, _connections.c.ref, _connections.c.token_version).where(
+            _connections.c.end_user_id == flow.end_user_id,
+            _connections.c.app_key == what.app.key,
+            _connections.c.account_id == account.id,
+            _connections.c.mode == account.mode,
+        )
+    ).one_or_none()
+    ref = existing.ref if existing else new_ref()
+    version = existing.token_version + 1 if existing else 1
+    metadata = connection.execute(sa.select(_links.c.host_metadata).where(_links.c.id == flow.link_id)).scalar_one()
+    values = {
+        "provider": what.app.provider.name,
+        "kind": what.app.provider.kind,
+        "account_name": account.name,
+        "account_type": account.type,
+        "account_facts": dict(account.facts),
+        "scopes": list(what.grant.scopes),
+        "host_metadata": metadata,
+        "grant_sealed": vault.seal(what.grant.to_json(), grant_binding(ref, version)),
+        "token_version": version,
+        "import_state": ImportState.PENDING,
+        "import_error": None,
+        "import_error_detail": None,
+        "imported_at": None,
+        "verified_at": None,
+        "health": None,
+        "health_note": None,
+        "checked_at": None,
+        "revoked_at": None,
+        "disconnected_at": None,
+        "connected_at": now,
+        "updated_at": now,
+    }
+    if existing:
+        # Job before connection, as the worker takes them: the other order could deadlock.
+        jobs.enqueue(connection, "import", existing.id)
+        connection.execute(sa.update(_connections).where(_connections.c.id == existing.id).values(**values))
+        return existing.id, ref
+    created = connection.execute(
+        sa.insert(_connections)
+        .values(
+            ref=ref, end_user_id=flow.end_user_id, app_key=what.app.key, account_id=account.id, mode=account.mode,
+            created_at=now, **values,
+        )
+        .returning(_connections.c.id)
+    ).scalar_one()  # fmt: skip
+    jobs.enqueue(connection, "import", created)
+    return created, ref
+
+
+def _spend(connection: Connection, link_id: int, app_key: str, connection_id: int, now: datetime) -> None:
+    insert = sqlite.insert if connection.dialect.name == "sqlite" else postgresql.insert
+    spent = connection.execute(
+        insert(_uses)
+        .values(link_id=link_id, app_key=app_key, connection_id=connection_id, spent_at=now)
+        .on_conflict_do_nothing()
+    ).rowcount
+    if not spent:
+        raise LinkSpent

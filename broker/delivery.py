@@ -1,0 +1,199 @@
+"""Deliveries: importing a connection's current token into Sequin, and recording honestly how that went.
+
+A delivery reads the token when it sends, so the latest always wins; it never sends without a lease it has just
+renewed; and its outcome counts only while that lease is its own.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from typing import Any
+
+import sqlalchemy as sa
+import structlog
+from sqlalchemy.engine import Row
+
+from broker import audit
+from broker.apps import AppCatalogue, OfferedApp
+from broker.attach import grant_binding
+from broker.clock import Clock
+from broker.connected import account_of, connected_row
+from broker.db import Database, table
+from broker.errors import (
+    AppUnknown,
+    BrokerError,
+    NetworkError,
+    SequinError,
+    SequinRefused,
+    Unreadable,
+    Verdict,
+)
+from broker.jobs import Done, Hold, Jobs, Later, LeasedJob, Outcome, Park, Retry
+from broker.matching import OAuthAppMatch, OAuthAppUnmatched
+from broker.models import ConnectedAccount, ImportState
+from broker.oauth import Grant
+from broker.providers.base import GrantIncomplete
+from broker.secret import digest
+from broker.sequin import Credential, Sequin
+from broker.vault import Vault
+
+HOLD_SECONDS = 15.0
+"""How often a delivery that waits for a setting looks again."""
+
+log = structlog.get_logger(__name__)
+
+_connections = table(ConnectedAccount)
+
+
+@dataclass(frozen=True)
+class _Import:
+    """Everything one import sends, read in one go."""
+
+    oauth_app_id: str
+    name: str
+    properties: dict[str, object]
+    metadata: dict[str, object]
+    metadata_digest: str
+
+
+class Deliveries:
+    """Runs import jobs."""
+
+    def __init__(
+        self,
+        *,
+        database: Database,
+        clock: Clock,
+        apps: AppCatalogue,
+        vault: Vault,
+        sequin: Sequin,
+        match: OAuthAppMatch,
+        jobs: Jobs,
+    ) -> None:
+        self._database = database
+        self._clock = clock
+        self._apps = apps
+        self._vault = vault
+        self._sequin = sequin
+        self._match = match
+        self._jobs = jobs
+
+    def run(self, job: LeasedJob) -> Outcome:
+        """Import the connection a job speaks of, record the outcome with the job, and return it."""
+        row = connected_row(self._database, job.subject_id)
+        if row is None or row.disconnected_at is not None:
+            return self._record(job, row, Done(), None, None)
+        try:
+            sending = self._prepare(row)
+            if not self._jobs.renew(job):
+                return Done()
+            credential = self._sequin.import_credential(
+                properties=sending.properties,
+                oauth_app_id=sending.oauth_app_id,
+                name=sending.name,
+                # An unchanged one is left out, so that what the host changed in Sequin since is not undone.
+                metadata=None if row.metadata_digest == sending.metadata_digest else sending.metadata,
+            )
+        except (BrokerError, NetworkError) as failure:
+            return self._record(job, row, self._judge(failure), None, None)
+        return self._record(job, row, Done(), credential, sending)
+
+    def _prepare(self, row: Row[Any]) -> _Import:
+        app = self._apps.get(row.app_key)
+        metadata = dict(row.host_metadata) | {"broker_connection_id": row.ref, "end_user_id": row.external_id}
+        return _Import(
+            oauth_app_id=self._match.sequin_id(app),
+            name=row.account_name,
+            properties=app.provider.properties(app.config, account_of(row), self._grant(app, row)),
+            metadata=metadata,
+            metadata_digest=digest(json.dumps(metadata, sort_keys=True)),
+        )
+
+    def _grant(self, app: OfferedApp, row: Row[Any]) -> Grant | None:
+        if row.grant_sealed is None or not app.provider.import_needs_grant:
+            return None
+        return Grant.from_json(self._vault.open(row.grant_sealed, grant_binding(row.ref, row.token_version)))
+
+    def _judge(self, failure: BrokerError) -> Outcome:
+        """Classify a failure once: it may pass, a setting must be mended, or a person must look."""
+        if isinstance(failure, SequinRefused):
+            # The refusal may be about the OAuth app: look it up afresh the next time.
+            self._match.forget()
+            return Park(failure.code, failure.detail)
+        if isinstance(failure, Unreadable | GrantIncomplete):
+            return Park(failure.code, failure.detail)
+        if isinstance(failure, OAuthAppUnmatched | AppUnknown) or failure.verdict is Verdict.CONFIGURATION:
+            return Hold(failure.code, failure.detail, HOLD_SECONDS)
+        after = failure.retry_after if isinstance(failure, SequinError) else None
+        return Retry(failure.code, failure.detail, after)
+
+    def _record(
+        self,
+        job: LeasedJob,
+        row: Row[Any] | None,
+        outcome: Outcome,
+        credential: Credential | None,
+        sent: _Import | None,
+    ) -> Outcome:
+        """Commit the outcome on the job and on the connection together, or neither."""
+        now = self._clock.now()
+        with self._database.write() as connection:
+            if not self._jobs.settle(connection, job, outcome):
+                # Somebody else has this job. If we sent, what Sequin holds may be ours: let the latest token go again.
+                if credential is not None:
+                    self._jobs.enqueue(connection, "import", job.subject_id)
+                log.warning("delivery.lease_lost", connection=row.ref if row else None)
+                return outcome
+            if row is None:
+                return outcome
+            values = self._after(job, row, outcome, credential, sent)
+            if values:
+                connection.execute(
+                    sa.update(_connections)
+                    # A reconnect meanwhile: this outcome speaks of the token before it.
+                    .where(_connections.c.id == row.id, _connections.c.token_version == row.token_version)
+                    .values(**values)
+                )
+            if credential is not None:
+                self._jobs.enqueue(connection, "verify", row.id)
+                audit.record(
+                    connection, at=now, actor_kind="worker", actor="import", action="connection.imported",
+                    target=row.ref, detail={"credential": credential.id},
+                )  # fmt: skip
+        self._tell(row, outcome)
+        return outcome
+
+    def _after(
+        self, job: LeasedJob, row: Row[Any], outcome: Outcome, credential: Credential | None, sent: _Import | None
+    ) -> dict[str, object]:
+        now = self._clock.now()
+        if credential is not None and sent is not None:
+            replaced = row.credential_id if row.credential_id not in (None, credential.id) else None
+            return {
+                "superseded_credential_id": replaced or row.superseded_credential_id,
+                "import_state": ImportState.IMPORTED.value, "import_error": None, "import_error_detail": None,
+                "credential_id": credential.id, "sequin_oauth_app_id": sent.oauth_app_id,
+                "imported_at": now, "metadata_digest": sent.metadata_digest, "updated_at": now,
+            }  # fmt: skip
+        if isinstance(outcome, Done | Later):
+            return {}
+        gives_up = isinstance(outcome, Park) or (isinstance(outcome, Retry) and self._jobs.gives_up(job, now))
+        state = ImportState.PENDING
+        if gives_up:
+            state = ImportState.PARKED
+        elif isinstance(outcome, Hold):
+            state = ImportState.HELD
+        return {
+            "import_state": state.value, "import_error": outcome.error,
+            "import_error_detail": outcome.detail[:500], "updated_at": now,
+        }  # fmt: skip
+
+    def _tell(self, row: Row[Any], outcome: Outcome) -> None:
+        if isinstance(outcome, Done | Later):
+            log.info("delivery.imported", connection=row.ref)
+        elif isinstance(outcome, Retry):
+            log.warning("delivery.retry", connection=row.ref, error=outcome.error, detail=outcome.detail)
+        else:
+            stopped = "delivery.parked" if isinstance(outcome, Park) else "delivery.held"
+            log.error(stopped, connection=row.ref, error=outcome.error, detail=outcome.detail)

@@ -1,0 +1,113 @@
+"""What a flow's page shows, read for the browser that started the flow and for no other."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any
+from urllib.parse import urlencode
+
+import sqlalchemy as sa
+from sqlalchemy.engine import Row
+
+from broker.apps import AppCatalogue, OfferedApp
+from broker.clock import Clock
+from broker.connections import Connections, ConnectionView
+from broker.db import Database, table
+from broker.errors import BrokerError, by_code
+from broker.journal import Browser, FlowJournal, spent_apps
+from broker.models import ENDED, EndUser, FlowState, Hold, Link
+
+_links = table(Link)
+
+
+@dataclass(frozen=True)
+class AccountChoice:
+    """An account the person may pick."""
+
+    id: str
+    name: str
+    type: str
+
+
+@dataclass(frozen=True)
+class FlowPage:
+    """What a flow's page shows."""
+
+    ref: str
+    app: OfferedApp
+    state: FlowState
+    hold: Hold | None
+    # Why it ended without a connection; None for every other flow.
+    failure: type[BrokerError] | None
+    connection: ConnectionView | None
+    choices: tuple[AccountChoice, ...]
+    # Other OAuth apps of the same link that can still be connected.
+    link_apps_left: tuple[OfferedApp, ...]
+    can_retry: bool
+    # The host's address with status and reference, None when the link has none.
+    return_url: str | None
+    end_user_id: int
+    end_user_label: str
+    # Which link an end user's session opened from here is limited to; None for a link that opens everything.
+    session_link_id: int | None
+    updated_at: datetime
+    ended_at: datetime | None
+
+
+class FlowPages:
+    """Reads flow pages."""
+
+    def __init__(
+        self,
+        *,
+        journal: FlowJournal,
+        database: Database,
+        clock: Clock,
+        apps: AppCatalogue,
+        connections: Connections,
+    ) -> None:
+        self._journal = journal
+        self._database = database
+        self._clock = clock
+        self._apps = apps
+        self._connections = connections
+
+    def page(self, flow_ref: str, browser: Browser | None) -> FlowPage:
+        """Return what the flow's page shows. Raises FlowUnknown to a browser that did not start it."""
+        flow = self._journal.own(flow_ref, browser)
+        with self._database.read() as connection:
+            link = connection.execute(sa.select(_links).where(_links.c.id == flow.link_id)).one()
+            person = connection.execute(
+                sa.select(EndUser.email, EndUser.name, EndUser.external_id).where(EndUser.id == flow.end_user_id)
+            ).one()
+            spent = spent_apps(connection, link.id)
+        usable = link.revoked_at is None and link.expires_at > self._clock.now()
+        left = [app for app in self._apps.offered(link.apps) if app.key not in spent] if usable else []
+        connected = self._connections.by_id(flow.connection_id) if flow.connection_id else None
+        failed = flow.state in ENDED and flow.state != FlowState.DONE
+        return FlowPage(
+            ref=flow.ref,
+            app=self._apps.get(flow.app_key),
+            state=FlowState(flow.state),
+            hold=Hold(flow.hold) if flow.hold else None,
+            failure=by_code(flow.failure) if flow.failure else None,
+            connection=connected,
+            choices=tuple(AccountChoice(**choice) for choice in flow.choices or ()),
+            link_apps_left=tuple(app for app in left if app.key != flow.app_key),
+            can_retry=failed and any(app.key == flow.app_key for app in left),
+            return_url=_return_address(link.return_url, flow, connected),
+            end_user_id=flow.end_user_id,
+            end_user_label=person.name or person.email or person.external_id,
+            session_link_id=None if link.manage else link.id,
+            updated_at=flow.updated_at,
+            ended_at=flow.ended_at,
+        )
+
+
+def _return_address(return_url: str | None, flow: Row[Any], connected: ConnectionView | None) -> str | None:
+    """Return the host's address with the outcome in words; it carries no more than a status and a reference."""
+    if return_url is None:
+        return None
+    status, ref = (connected.status, connected.ref) if connected else (flow.state, flow.ref)
+    return f"{return_url}{'&' if '?' in return_url else '?'}{urlencode({'status': status, 'ref': ref})}"

@@ -1,0 +1,329 @@
+"""One attempt to connect: leave for the provider, come back, find out which account it is, attach it.
+
+Every durable step is the journal's; this module decides which step comes next. After the exchange the grant is
+committed before anything parses it, so whatever a crash interrupts, the worker can finish.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import structlog
+
+from broker import attach
+from broker.apps import AppCatalogue, OfferedApp
+from broker.attach import Attachment
+from broker.callback import CallbackAnswer, SetupAnswer
+from broker.clock import Clock
+from broker.db import Database
+from broker.errors import (
+    BrokerError,
+    CallbackInvalid,
+    ClientRefused,
+    CodeRefused,
+    ConsentDenied,
+    ExchangeAmbiguous,
+    FlowEnded,
+    FlowExpired,
+    FlowFailure,
+    FlowInterrupted,
+    GrantRefused,
+    GrantUnusable,
+    IssuerMismatch,
+    NetworkError,
+    OAuthFailure,
+    OAuthUnavailable,
+    ProviderDown,
+    ProviderFailed,
+    ProviderMisconfigured,
+    Unreadable,
+    UnusableAnswer,
+    Verdict,
+)
+from broker.http import Answer, Deadline, Http
+from broker.jobs import Jobs
+from broker.journal import Browser, FlowJournal, Received, Reload, Step
+from broker.models import FlowState, Hold, HopKind
+from broker.oauth import OAuth, parse_grant
+from broker.providers.base import Account, Call, ProviderRefused, TokenRejected
+from broker.secret import Secret, random_token
+from broker.settings import Settings
+from broker.vault import Vault
+
+EXCHANGE_SECONDS = 9.0
+"""Total time for the token request."""
+IDENTITY_SECONDS = 8.0
+"""Total time for all calls that find out which account it is; with the exchange well under the callback's 20 s."""
+
+log = structlog.get_logger(__name__)
+
+
+@dataclass(frozen=True)
+class Onward:
+    """Where the person is led: to the flow's own page, or straight on to the provider's next page."""
+
+    flow_ref: str
+    address: str | None = None
+
+
+@dataclass(frozen=True)
+class Wish:
+    """Which of several accounts it is to be: picked at the provider, or on our page. Both are proven before use."""
+
+    selector: str | None = None
+    account_id: str | None = None
+
+
+class Flows:
+    """The connect flow. Collaborators come in from outside; nothing here knows the web framework."""
+
+    def __init__(
+        self,
+        *,
+        journal: FlowJournal,
+        database: Database,
+        clock: Clock,
+        apps: AppCatalogue,
+        settings: Settings,
+        oauth: OAuth,
+        http: Http,
+        vault: Vault,
+        jobs: Jobs,
+    ) -> None:
+        self._journal = journal
+        self._database = database
+        self._clock = clock
+        self._apps = apps
+        self._settings = settings
+        self._oauth = oauth
+        self._http = http
+        self._vault = vault
+        self._jobs = jobs
+
+    # --- leaving ---------------------------------------------------------------------------------------
+
+    def begin(self, link_token: str, app_key: str, browser: Browser) -> str:
+        """Start a flow from a connect link and return the provider's address.
+
+        Raises LinkUnknown, LinkExpired, LinkRevoked, LinkUsed, OtherBrowser, AppUnknown or TooManyFlows.
+        """
+        return self._begin(link_token, app_key, browser)
+
+    def begin_again(self, flow_ref: str, app_key: str, browser: Browser | None) -> str:
+        """Start another flow of the same link, from a flow's page in the same browser. Raises as `begin`."""
+        flow = self._journal.own(flow_ref, browser)
+        assert browser is not None
+        return self._begin(flow.link_id, app_key, browser)
+
+    def _begin(self, link: str | int, app_key: str, browser: Browser) -> str:
+        app = self._apps.get(app_key)
+        redirect_uri = self._settings.callback_url(app.key)
+        departure = self._oauth.depart(app.provider.profile(app.config), redirect_uri=redirect_uri)
+        self._journal.leave(link, app, browser, departure)
+        return departure.url
+
+    # --- coming back -----------------------------------------------------------------------------------
+
+    def complete(self, app_key: str, answer: CallbackAnswer, browser: Browser | None) -> Onward:
+        """Take the provider's answer: consume the hop, redeem the code once, keep the grant, find the account.
+
+        A failure of the flow itself is told on the flow's page. Raises AppUnknown, StateUnknown, IssuerMismatch
+        or OtherBrowser, having changed nothing, and DatabaseUnavailable.
+        """
+        app = self._apps.get(app_key)
+        issuer = app.provider.profile(app.config).issuer
+        if answer.issuer is not None and issuer is not None and answer.issuer != issuer:
+            raise IssuerMismatch
+        step = self._journal.consume(app, HopKind.AUTHORIZE, answer.state, browser)
+        if isinstance(step, Reload):
+            return Onward(step.flow_ref)
+        if answer.code is None:
+            self._journal.end(step, _refusal(answer.error or ""))
+            return Onward(step.flow_ref)
+        try:
+            received = self._redeem(step, app, answer.code, answer.state)
+        except (OAuthFailure, NetworkError, Unreadable) as failure:
+            self._exchange_failed(step, failure)
+            return Onward(step.flow_ref)
+        return self._resolve_now(step, app, received, Wish())
+
+    def _redeem(self, step: Step, app: OfferedApp, code: Secret, state: Secret) -> Received:
+        answer = self._oauth.redeem(
+            app.provider.profile(app.config),
+            code=code,
+            redirect_uri=self._settings.callback_url(app.key),
+            code_verifier=self._journal.verifier(step, state),
+            deadline=EXCHANGE_SECONDS,
+        )
+        return self._journal.keep(step, answer)
+
+    def _exchange_failed(self, step: Step, failure: BrokerError) -> None:
+        """End the flow: a code is sent at most once, so nothing of this is ever tried again."""
+        if isinstance(failure, Unreadable):
+            self._journal.end(step, FlowInterrupted(failure.detail), state=FlowState.INTERRUPTED)
+        elif isinstance(failure, GrantRefused):
+            self._journal.end(step, CodeRefused(failure.detail))
+        elif isinstance(failure, ClientRefused):
+            self._journal.end(step, ProviderMisconfigured(failure.detail))
+        elif isinstance(failure, NetworkError) and not failure.sent:
+            self._journal.end(step, ProviderDown(failure.detail))
+        elif isinstance(failure, OAuthUnavailable | NetworkError):
+            self._journal.end(step, ExchangeAmbiguous(failure.detail), state=FlowState.INTERRUPTED)
+        else:
+            self._journal.end(step, ProviderFailed(failure.detail))
+
+    def installed(self, app_key: str, answer: SetupAnswer, browser: Browser | None) -> Onward | None:
+        """Take the person back from the provider's installation page.
+
+        Returns None for a visit without our state (an owner approved on the provider's own page): nothing is
+        attached from such a visit. Raises AppUnknown, CallbackInvalid, StateUnknown or OtherBrowser.
+        """
+        app = self._apps.get(app_key)
+        if app.provider.install_url is None:
+            raise CallbackInvalid("this provider has no installation page")
+        if answer.state is None:
+            return None
+        step = self._journal.consume(app, HopKind.INSTALL, answer.state, browser)
+        if isinstance(step, Reload):
+            return Onward(step.flow_ref)
+        if answer.unverified_installation_id is None:
+            self._journal.hold(step, Hold.APPROVAL)
+            return Onward(step.flow_ref)
+        self._journal.note_selector(step, answer.unverified_installation_id)
+        return self._reopen(step, app, Wish(selector=answer.unverified_installation_id))
+
+    def choose(self, flow_ref: str, account_id: str, browser: Browser | None) -> None:
+        """Go on with the account the person picked. Raises FlowUnknown or FlowEnded."""
+        flow = self._journal.own(flow_ref, browser)
+        step = self._journal.pick(flow, account_id=account_id)
+        self._reopen(step, self._apps.get(flow.app_key), Wish(account_id=account_id))
+
+    def install_again(self, flow_ref: str, browser: Browser | None) -> str:
+        """Return the provider's installation page for a flow that waits for it. Raises FlowUnknown or FlowEnded."""
+        flow = self._journal.own(flow_ref, browser)
+        if flow.state != FlowState.HELD or flow.hold not in (Hold.INSTALLATION, Hold.APPROVAL):
+            raise FlowEnded
+        address = self._to_installation(Step(flow.id, flow.ref), self._apps.get(flow.app_key))
+        if address is None:
+            raise FlowEnded
+        return address
+
+    def finish(self, flow_id: int) -> None:
+        """Finish, from the sealed grant, a flow whose callback did not. Raises errors whose verdict is RETRY."""
+        flow = self._journal.unfinished(flow_id)
+        if flow is None:
+            return
+        step = Step(flow.id, flow.ref)
+        if flow.expires_at <= self._clock.now():
+            self._journal.end(step, FlowExpired(), state=FlowState.EXPIRED)
+            return
+        received = self._open(step)
+        if received is not None:
+            wish = Wish(selector=flow.selector, account_id=flow.chosen_account_id)
+            self._resolve(step, self._apps.get(flow.app_key), received, wish)
+
+    def _open(self, step: Step) -> Received | None:
+        try:
+            return self._journal.kept(step)
+        except Unreadable as failure:
+            self._journal.end(step, FlowInterrupted(failure.detail), state=FlowState.INTERRUPTED)
+            return None
+
+    def _reopen(self, step: Step, app: OfferedApp, wish: Wish) -> Onward:
+        received = self._open(step)
+        return Onward(step.flow_ref) if received is None else self._resolve_now(step, app, received, wish)
+
+    # --- which account is it? --------------------------------------------------------------------------
+
+    def _resolve_now(self, step: Step, app: OfferedApp, received: Received, wish: Wish) -> Onward:
+        """Resolve while the person waits; what may pass by itself is left to the worker."""
+        try:
+            return self._resolve(step, app, received, wish)
+        except BrokerError as failure:
+            if failure.verdict is not Verdict.RETRY:
+                raise
+            log.warning("flow.resolve_later", flow=step.flow_ref, error=failure.code, detail=failure.detail)
+            return Onward(step.flow_ref)
+
+    def _resolve(self, step: Step, app: OfferedApp, received: Received, wish: Wish) -> Onward:
+        """Find the account, prove that the person may connect it, attach it.
+
+        Raises errors whose verdict is RETRY; every other outcome is recorded on the flow.
+        """
+        call = self._calls_within(IDENTITY_SECONDS)
+        provider = app.provider
+        try:
+            grant = parse_grant(
+                received.answer, received_at=received.at, requires_access_token=provider.requires_access_token
+            )
+            accounts = provider.identify(app.config, grant, call)
+            account = _pick(accounts, wish)
+            if account is None:
+                return self._ask(step, app, accounts)
+            if provider.confirm is not None:
+                provider.confirm(app.config, account, grant, call, self._clock.now())
+            self._attach(Attachment(step.flow_id, step.flow_ref, app, account, grant))
+        except FlowFailure as failure:
+            self._journal.end(step, failure)
+        except (TokenRejected, UnusableAnswer) as failure:
+            self._journal.end(step, GrantUnusable(failure.detail))
+        except ProviderRefused as failure:
+            self._journal.end(step, ProviderMisconfigured(failure.detail))
+        return Onward(step.flow_ref)
+
+    def _calls_within(self, seconds: float) -> Call:
+        """Return the network door with one deadline over all calls made through it."""
+        deadline = Deadline(seconds)
+
+        def call(method: str, url: str, **options: Any) -> Answer:
+            deadline.check()
+            return self._http.request(method, url, deadline=deadline.remaining(), **options)
+
+        return call
+
+    def _ask(self, step: Step, app: OfferedApp, accounts: tuple[Account, ...]) -> Onward:
+        if accounts:
+            choices = [{"id": each.id, "name": each.name, "type": each.type or ""} for each in accounts]
+            self._journal.hold(step, Hold.CHOICE, choices=choices)
+            return Onward(step.flow_ref)
+        address = self._to_installation(step, app)
+        if address is None:
+            raise GrantUnusable("the grant reaches no account")
+        return Onward(step.flow_ref, address)
+
+    def _to_installation(self, step: Step, app: OfferedApp) -> str | None:
+        """Hold the flow for the provider's installation page and return its address."""
+        if app.provider.install_url is None:
+            return None
+        state = Secret(random_token())
+        self._journal.hold(step, Hold.INSTALLATION, state=state)
+        return app.provider.install_url(app.config, state)
+
+    def _attach(self, what: Attachment) -> None:
+        with self._database.write() as connection:
+            ref = attach.attach(connection, what, vault=self._vault, jobs=self._jobs, now=self._clock.now())
+        if ref is not None:
+            self._jobs.wakeup.set()
+            log.info("flow.done", flow=what.flow_ref, connection=ref, app=what.app.key)
+
+
+def _refusal(error: str) -> FlowFailure:
+    """Translate the provider's error callback (RFC 6749 section 4.1.2.1, and GitHub's dialect)."""
+    if error == "access_denied":
+        return ConsentDenied()
+    if error in ("redirect_uri_mismatch", "invalid_client", "unauthorized_client", "application_suspended"):
+        return ProviderMisconfigured(error)
+    return ProviderFailed(error)
+
+
+def _pick(accounts: tuple[Account, ...], wish: Wish) -> Account | None:
+    """Return the account meant, None when the person must be asked.
+
+    An account that was picked but is not among those the grant reaches is never attached.
+    """
+    if wish.account_id is not None:
+        return next((each for each in accounts if each.id == wish.account_id), None)
+    if wish.selector is not None:
+        return next((each for each in accounts if each.selector == wish.selector), None)
+    return accounts[0] if len(accounts) == 1 else None

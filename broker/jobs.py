@@ -1,0 +1,273 @@
+"""The job table: work that commits with the data requiring it, leased with a fence, settled once.
+
+Why a table and not a queue beside the database: the job must exist exactly when the change it follows does;
+an operator must be able to see and re-arm it; and a person's connection must not depend on another service.
+
+A lease is a row's `fence` going up. An outcome is an UPDATE that names the fence: when it meets no row, somebody
+else has the job by now and the outcome must be discarded. I/O happens outside any transaction.
+"""
+
+from __future__ import annotations
+
+import random
+import threading
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+
+import sqlalchemy as sa
+from sqlalchemy.dialects import postgresql, sqlite
+from sqlalchemy.engine import Connection
+
+from broker.clock import Clock
+from broker.db import Database, table
+from broker.models import Job, JobState
+
+LEASE_SECONDS = 30.0
+FIRST_RETRY_SECONDS = 2.0
+LONGEST_RETRY_SECONDS = 900.0
+GIVE_UP_AFTER = timedelta(days=3)
+
+_jobs = table(Job)
+
+
+@dataclass(frozen=True)
+class LeasedJob:
+    """A job this worker may work on until its lease ends."""
+
+    id: int
+    kind: str
+    subject_id: int
+    fence: int
+    generation: int
+    failures: int
+    failing_since: datetime | None
+
+
+@dataclass(frozen=True)
+class JobView:
+    """A job as operators see it."""
+
+    id: int
+    kind: str
+    state: str
+    due_at: datetime | None
+    failures: int
+    failing_since: datetime | None
+    error: str | None
+    error_detail: str | None
+
+
+@dataclass(frozen=True)
+class Done:
+    """The work is finished."""
+
+
+@dataclass(frozen=True)
+class Later:
+    """The work is finished for now and due again in so many `seconds`."""
+
+    seconds: float
+
+
+@dataclass(frozen=True)
+class Retry:
+    """It may pass by itself. `not_before` is in seconds when the other side said so."""
+
+    error: str
+    detail: str = ""
+    not_before: float | None = None
+
+
+@dataclass(frozen=True)
+class Hold:
+    """Somebody must mend a setting; looked at again every `seconds`, without end."""
+
+    error: str
+    detail: str = ""
+    seconds: float = 60.0
+
+
+@dataclass(frozen=True)
+class Park:
+    """Trying again would fail the same way; waits for a person."""
+
+    error: str
+    detail: str = ""
+
+
+Outcome = Done | Later | Retry | Hold | Park
+
+
+class Jobs:
+    """Enqueue, lease, settle."""
+
+    def __init__(self, database: Database, clock: Clock, *, jitter: Callable[[], float] = random.random) -> None:
+        self._database = database
+        self._clock = clock
+        self._jitter = jitter
+        self.wakeup = threading.Event()
+        """Set when this process has committed new work, so that its own workers need not wait for their next look."""
+
+    def enqueue(self, connection: Connection, kind: str, subject_id: int, *, after: timedelta = timedelta(0)) -> None:
+        """Ask for work in the caller's transaction, now or not before `after` has passed.
+
+        A job that is running keeps its lease and runs once more afterwards; any other is armed afresh.
+        """
+        # By the clock that judges what is due: another machine's worker must not wait for this one's to be right.
+        now = self._database.now(connection)
+        insert = sqlite.insert if connection.dialect.name == "sqlite" else postgresql.insert
+        running = _jobs.c.state == JobState.RUNNING
+        fresh = insert(_jobs).values(
+            kind=kind, subject_id=subject_id, state=JobState.WAITING, due_at=now + after, fence=0, generation=0,
+            failures=0, created_at=now, updated_at=now,
+        )  # fmt: skip
+        connection.execute(
+            fresh.on_conflict_do_update(
+                index_elements=["kind", "subject_id"],
+                set_={
+                    "state": sa.case((running, _jobs.c.state), else_=JobState.WAITING.value),
+                    "due_at": sa.case((running, _jobs.c.due_at), else_=fresh.excluded.due_at),
+                    "generation": _jobs.c.generation + 1,
+                    "failures": 0,
+                    "failing_since": None,
+                    "error": None,
+                    "error_detail": None,
+                    "updated_at": now,
+                },
+            )
+        )
+
+    def cancel(self, connection: Connection, kind: str, subject_id: int) -> None:
+        """Take back work that is no longer needed, in the caller's transaction."""
+        connection.execute(
+            sa.update(_jobs)
+            .where(_jobs.c.kind == kind, _jobs.c.subject_id == subject_id, _jobs.c.state != JobState.DONE)
+            .values(state=JobState.DONE, due_at=None, fence=_jobs.c.fence + 1, updated_at=self._clock.now())
+        )
+
+    def lease(self, kinds: Sequence[str], *, most: int = 1) -> list[LeasedJob]:
+        """Lease up to `most` due jobs, the longest due first; a job whose lease ran out is due again."""
+        with self._database.read() as connection:
+            now = self._database.now(connection)
+            due = sa.select(_jobs.c.id).where(_jobs.c.due_at <= now, _jobs.c.kind.in_(kinds))
+            # Looking first keeps idle workers from taking the embedded database's write lock.
+            if connection.execute(due.limit(1)).first() is None:
+                return []
+        with self._database.write() as connection:
+            now = self._database.now(connection)
+            # Chosen first: as a subquery the planner may run it again for each row, and RETURNING keeps no order.
+            chosen = (
+                connection.execute(
+                    sa.select(_jobs.c.id)
+                    .where(_jobs.c.due_at <= now, _jobs.c.kind.in_(kinds))
+                    .order_by(_jobs.c.due_at, _jobs.c.id)
+                    .limit(most)
+                    .with_for_update(skip_locked=True)
+                )
+                .scalars()
+                .all()
+            )
+            rows = connection.execute(
+                sa.update(_jobs)
+                .where(_jobs.c.id.in_(chosen))
+                .values(
+                    state=JobState.RUNNING,
+                    fence=_jobs.c.fence + 1,
+                    due_at=now + timedelta(seconds=LEASE_SECONDS),
+                    updated_at=now,
+                )
+                .returning(
+                    _jobs.c.id, _jobs.c.kind, _jobs.c.subject_id, _jobs.c.fence, _jobs.c.generation,
+                    _jobs.c.failures, _jobs.c.failing_since,
+                )
+            ).all()  # fmt: skip
+        return sorted((LeasedJob(*row) for row in rows), key=lambda job: chosen.index(job.id))
+
+    def renew(self, job: LeasedJob) -> bool:
+        """Extend the lease right before acting. False means that somebody else has the job: do nothing."""
+        with self._database.write() as connection:
+            until = self._database.now(connection) + timedelta(seconds=LEASE_SECONDS)
+            return self._held(connection, job, {"due_at": until}) is not None
+
+    def release(self, job: LeasedJob) -> None:
+        """Hand an untouched job back at once; for a worker that stops."""
+        with self._database.write() as connection:
+            self._held(connection, job, {"state": JobState.WAITING.value, "due_at": self._database.now(connection)})
+
+    def settle(self, connection: Connection, job: LeasedJob, outcome: Outcome) -> bool:
+        """Record the outcome in the caller's transaction.
+
+        Returns False when the lease was lost: the caller must then roll back whatever depends on this outcome.
+        """
+        now = self._database.now(connection)
+        values = self._after(job, outcome, now)
+        # Work asked for again meanwhile: this outcome speaks of an older request, so run once more.
+        asked_again = _jobs.c.generation != job.generation
+        afresh = self._after(job, Done(), now) | {"state": JobState.WAITING.value, "due_at": now}
+        chosen = {
+            name: sa.case((asked_again, sa.literal(afresh[name], column.type)), else_=sa.literal(value, column.type))
+            for name, value in values.items()
+            for column in [_jobs.c[name]]
+        }
+        return self._held(connection, job, chosen) is not None
+
+    def unfinished(self, *, most: int = 1000) -> list[JobView]:
+        """Return jobs that are not done: parked ones first, then by when they are due."""
+        columns = [_jobs.c[name] for name in JobView.__dataclass_fields__]
+        with self._database.read() as connection:
+            rows = connection.execute(
+                sa.select(*columns)
+                .where(_jobs.c.state != JobState.DONE)
+                .order_by(_jobs.c.due_at.is_not(None), _jobs.c.due_at)
+                .limit(most)
+            ).all()
+        return [JobView(*row) for row in rows]
+
+    def rearm(self, job_id: int | None = None) -> int:
+        """Let one parked job run again, or every one for None. Returns how many."""
+        parked = _jobs.c.state == JobState.PARKED
+        with self._database.write() as connection:
+            now = self._database.now(connection)
+            count = connection.execute(
+                sa.update(_jobs)
+                .where(parked if job_id is None else sa.and_(parked, _jobs.c.id == job_id))
+                .values(state=JobState.WAITING, due_at=now, failures=0, failing_since=None, updated_at=now)
+            ).rowcount
+        self.wakeup.set()
+        return count
+
+    def _held(self, connection: Connection, job: LeasedJob, values: Mapping[str, object]) -> object | None:
+        return connection.execute(
+            sa.update(_jobs)
+            .where(_jobs.c.id == job.id, _jobs.c.fence == job.fence, _jobs.c.state == JobState.RUNNING)
+            .values(updated_at=self._clock.now(), **values)
+            .returning(_jobs.c.id)
+        ).scalar_one_or_none()
+
+    def _after(self, job: LeasedJob, outcome: Outcome, now: datetime) -> dict[str, object]:
+        if isinstance(outcome, Done | Later):
+            forgiven: dict[str, object] = {"failures": 0, "failing_since": None, "error": None, "error_detail": None}
+            if isinstance(outcome, Done):
+                return forgiven | {"state": JobState.DONE.value, "due_at": None}
+            return forgiven | {"state": JobState.WAITING.value, "due_at": now + timedelta(seconds=outcome.seconds)}
+        told: dict[str, object] = {"error": outcome.error, "error_detail": outcome.detail[:500]}
+        if isinstance(outcome, Hold):
+            # Not a failure of this job: however long it waits, the tries it has afterwards are all there.
+            again = now + timedelta(seconds=outcome.seconds)
+            return told | {"state": JobState.WAITING.value, "due_at": again, "failures": 0, "failing_since": None}
+        since = job.failing_since or now
+        told["failing_since"] = since
+        if isinstance(outcome, Park) or (isinstance(outcome, Retry) and now - since >= GIVE_UP_AFTER):
+            return told | {"state": JobState.PARKED.value, "due_at": None, "failures": job.failures + 1}
+        wait = timedelta(seconds=self._wait(job.failures, outcome.not_before))
+        return told | {"state": JobState.WAITING.value, "due_at": now + wait, "failures": job.failures + 1}
+
+    def _wait(self, failures: int, not_before: float | None) -> float:
+        """Return seconds until the next try: exponential with full jitter, never before the other side asked."""
+        ceiling = min(LONGEST_RETRY_SECONDS, FIRST_RETRY_SECONDS * 2.0 ** min(failures, 20))
+        return max(0.1, self._jitter() * ceiling, min(not_before or 0.0, LONGEST_RETRY_SECONDS))
+
+    def gives_up(self, job: LeasedJob, now: datetime) -> bool:
+        """Tell whether a further failure of this job is the last one."""
+        return job.failing_since is not None and now - job.failing_since >= GIVE_UP_AFTER

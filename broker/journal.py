@@ -1,0 +1,430 @@
+"""The durable steps of a flow: each method is one transaction, and a crash between two of them loses nothing.
+
+opened → left → redeeming → held:<why> → done | failed | expired | interrupted
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from datetime import datetime, timedelta
+from typing import Any, cast
+
+import sqlalchemy as sa
+import structlog
+from sqlalchemy.engine import Connection, Row
+
+from broker import audit
+from broker.apps import AppCatalogue, OfferedApp
+from broker.clock import Clock
+from broker.db import Database, DatabaseUnavailable, table
+from broker.errors import (
+    FlowEnded,
+    FlowExpired,
+    FlowFailure,
+    FlowInterrupted,
+    FlowUnknown,
+    LinkExpired,
+    LinkRevoked,
+    LinkUnknown,
+    LinkUsed,
+    OtherBrowser,
+    StateUnknown,
+    TooManyFlows,
+    Verdict,
+)
+from broker.jobs import Jobs
+from broker.models import Flow, FlowState, Hold, Hop, HopKind, Link, LinkUse
+from broker.oauth import Departure
+from broker.references import new_ref
+from broker.secret import Secret, digest
+from broker.text import storable
+from broker.vault import Binding, Vault
+
+FINISH_AFTER = timedelta(seconds=30)
+"""When the worker takes over a flow whose callback did not get to its end."""
+REDEEMING_AT_MOST = timedelta(seconds=60)
+"""A flow that redeems for longer without a grant was cut off: no exchange takes that long."""
+MOST_OPEN_FLOWS = 10
+KEEP_ATTEMPTS = 3
+
+log = structlog.get_logger(__name__)
+
+_flows = table(Flow)
+_hops = table(Hop)
+_links = table(Link)
+_uses = table(LinkUse)
+
+
+@dataclass(frozen=True)
+class Browser:
+    """The browser in front of us, known by the secret in its cookie."""
+
+    secret: Secret
+
+    @property
+    def hash(self) -> str:
+        """What the database keeps of it."""
+        return digest(self.secret.reveal())
+
+
+@dataclass(frozen=True)
+class Step:
+    """A flow that this process alone is taking further."""
+
+    flow_id: int
+    flow_ref: str
+    verifier_sealed: bytes | None = None
+
+
+@dataclass(frozen=True)
+class Reload:
+    """A second visit with an answer that was taken already: nothing to do but show the flow."""
+
+    flow_ref: str
+
+
+@dataclass(frozen=True)
+class Received:
+    """What the provider gave, opened again."""
+
+    answer: dict[str, object] = field(repr=False)
+    at: datetime
+
+
+class FlowJournal:
+    """Writes and reads flow and hop rows."""
+
+    def __init__(
+        self, *, database: Database, clock: Clock, apps: AppCatalogue, vault: Vault, jobs: Jobs, lifetime: timedelta
+    ) -> None:
+        self._database = database
+        self._clock = clock
+        self._apps = apps
+        self._vault = vault
+        self._jobs = jobs
+        self._lifetime = lifetime
+
+    # --- leaving ---------------------------------------------------------------------------------------
+
+    def leave(self, link: str | int, app: OfferedApp, browser: Browser, departure: Departure) -> str:
+        """Record that the person leaves for the provider and return the flow's reference.
+
+        `link` is a link's token or, for a flow that follows another, the link's key. The first flow binds the
+        link to this browser. Raises LinkUnknown, LinkRevoked, LinkExpired, LinkUsed, OtherBrowser, AppUnknown
+        or TooManyFlows, having changed nothing.
+        """
+        now = self._clock.now()
+        expires = now + self._lifetime
+        ref = new_ref()
+        which = _links.c.id == link if isinstance(link, int) else _links.c.token_hash == digest(link)
+        with self._database.write() as connection:
+            found = connection.execute(sa.select(_links).where(which).with_for_update()).one_or_none()
+            if found is None:
+                raise LinkUnknown
+            self._require_open(connection, found, app, browser, now)
+            connection.execute(
+                sa.update(_links)
+                .where(_links.c.id == found.id)
+                .values(browser_hash=browser.hash, started_at=found.started_at or now)
+            )
+            flow_id = connection.execute(
+                sa.insert(_flows)
+                .values(
+                    ref=ref, link_id=found.id, end_user_id=found.end_user_id, app_key=app.key,
+                    browser_hash=browser.hash, state=FlowState.LEFT, created_at=now, updated_at=now, expires_at=expires,
+                )
+                .returning(_flows.c.id)
+            ).scalar_one()  # fmt: skip
+            self._add_hop(connection, flow_id, HopKind.AUTHORIZE, departure.state, departure.code_verifier, expires)
+        log.info("flow.left", flow=ref, app=app.key)
+        return ref
+
+    def _require_open(
+        self, connection: Connection, link: Row[Any], app: OfferedApp, browser: Browser, now: datetime
+    ) -> None:
+        if link.revoked_at is not None:
+            raise LinkRevoked
+        if link.expires_at <= now:
+            raise LinkExpired
+        self._apps.require(app.key, link.apps)
+        under_way = self._under_way(connection, link.id, now)
+        spent = spent_apps(connection, link.id)
+        if link.browser_hash not in (None, browser.hash) and (under_way or spent):
+            raise OtherBrowser
+        if app.key in spent:
+            raise LinkUsed
+        if under_way >= MOST_OPEN_FLOWS:
+            raise TooManyFlows
+
+    def _under_way(self, connection: Connection, link_id: int, now: datetime) -> int:
+        return connection.execute(
+            sa.select(sa.func.count())
+            .select_from(_flows)
+            .where(_flows.c.link_id == link_id, _flows.c.ended_at.is_(None), _flows.c.expires_at > now)
+        ).scalar_one()
+
+    def _add_hop(
+        self,
+        connection: Connection,
+        flow_id: int,
+        kind: HopKind,
+        state: Secret,
+        verifier: Secret | None,
+        expires: datetime,
+    ) -> None:
+        state_hash = digest(state.reveal())
+        sealed = None
+        if verifier is not None:
+            sealed = self._vault.seal(verifier.reveal().encode(), _verifier_binding(state))
+        connection.execute(
+            sa.insert(_hops).values(
+                flow_id=flow_id, kind=kind, state_hash=state_hash, verifier_sealed=sealed,
+                created_at=self._clock.now(), expires_at=expires,
+            )
+        )  # fmt: skip
+
+    # --- coming back -----------------------------------------------------------------------------------
+
+    def consume(self, app: OfferedApp, kind: HopKind, state: Secret, browser: Browser | None) -> Step | Reload:
+        """Consume the hop in one statement and take the flow further; committed before any network call.
+
+        Of any number of identical visits exactly one gets a Step. Raises StateUnknown or OtherBrowser, having
+        changed nothing, so that the rightful browser can still finish.
+        """
+        now = self._clock.now()
+        browser_hash = browser.hash if browser else ""
+        with self._database.write() as connection:
+            hop = connection.execute(
+                sa.update(_hops)
+                .where(
+                    _hops.c.state_hash == digest(state.reveal()),
+                    _hops.c.kind == kind,
+                    _hops.c.consumed_at.is_(None),
+                    _hops.c.expires_at > now,
+                    _hops.c.flow_id.in_(_awaiting(kind, app.key, browser_hash, now)),
+                )
+                .values(consumed_at=now)
+                .returning(_hops.c.flow_id, _hops.c.verifier_sealed)
+            ).one_or_none()
+            if hop is not None:
+                ref = connection.execute(
+                    sa.update(_flows)
+                    .where(_flows.c.id == hop.flow_id)
+                    .values(state=FlowState.REDEEMING, hold=None, updated_at=now)
+                    .returning(_flows.c.ref)
+                ).scalar_one()
+                if kind is HopKind.INSTALL:
+                    # The grant is there already: the worker can finish even if this process ends right now.
+                    self._jobs.enqueue(connection, "finish", hop.flow_id, after=FINISH_AFTER)
+                return Step(hop.flow_id, ref, hop.verifier_sealed)
+        return self._second_visit(app, kind, state, browser_hash)
+
+    def _second_visit(self, app: OfferedApp, kind: HopKind, state: Secret, browser_hash: str) -> Reload:
+        """Tell apart what did not consume a hop: a stranger's, another browser's, a reload, or one too late."""
+        with self._database.read() as connection:
+            flow = connection.execute(
+                sa.select(_flows.c.id, _flows.c.ref, _flows.c.browser_hash, _flows.c.app_key, _flows.c.expires_at)
+                .join(_hops, _hops.c.flow_id == _flows.c.id)
+                .where(_hops.c.state_hash == digest(state.reveal()), _hops.c.kind == kind)
+            ).one_or_none()
+        if flow is None or flow.app_key != app.key:
+            raise StateUnknown
+        if flow.browser_hash != browser_hash:
+            raise OtherBrowser
+        if flow.expires_at <= self._clock.now():
+            self.end(Step(flow.id, flow.ref), FlowExpired(), state=FlowState.EXPIRED)
+        return Reload(flow.ref)
+
+    def verifier(self, step: Step, state: Secret) -> Secret | None:
+        """Return the PKCE verifier of the hop just consumed, None where the provider takes none.
+
+        Raises Unreadable.
+        """
+        if step.verifier_sealed is None:
+            return None
+        return Secret(self._vault.open(step.verifier_sealed, _verifier_binding(state)).decode())
+
+    def keep(self, step: Step, answer: Mapping[str, object]) -> Received:
+        """Seal the provider's answer into the flow and commit: from here on no crash can lose it.
+
+        The token exists nowhere else yet, so a database that is busy for a moment is asked again.
+        Raises DatabaseUnavailable.
+        """
+        now = self._clock.now()
+        sealed = self._vault.seal(json.dumps(answer).encode(), _grant_binding(step.flow_ref))
+        for attempt in range(1, KEEP_ATTEMPTS + 1):
+            try:
+                self._commit_grant(step, sealed, now)
+            except DatabaseUnavailable:
+                if attempt == KEEP_ATTEMPTS:
+                    raise
+            else:
+                break
+        return Received(dict(answer), now)
+
+    def _commit_grant(self, step: Step, sealed: bytes, now: datetime) -> None:
+        with self._database.write() as connection:
+            changed = connection.execute(
+                sa.update(_flows)
+                .where(_flows.c.id == step.flow_id, _flows.c.ended_at.is_(None))
+                .values(grant_sealed=sealed, grant_received_at=now, updated_at=now)
+            ).rowcount
+            if not changed:
+                # Ended meanwhile: nothing would ever erase the grant again.
+                return
+            connection.execute(sa.update(_hops).where(_hops.c.flow_id == step.flow_id).values(verifier_sealed=None))
+            self._jobs.enqueue(connection, "finish", step.flow_id, after=FINISH_AFTER)
+
+    def kept(self, step: Step) -> Received:
+        """Open the provider's answer again. Raises FlowEnded when it is gone, Unreadable when it does not open."""
+        with self._database.read() as connection:
+            flow = connection.execute(
+                sa.select(_flows.c.grant_sealed, _flows.c.grant_received_at).where(_flows.c.id == step.flow_id)
+            ).one()
+        if flow.grant_sealed is None:
+            raise FlowEnded
+        opened = self._vault.open(flow.grant_sealed, _grant_binding(step.flow_ref))
+        return Received(cast(dict[str, object], json.loads(opened)), flow.grant_received_at)
+
+    # --- waiting for the person ------------------------------------------------------------------------
+
+    def hold(
+        self, step: Step, why: Hold, *, choices: list[dict[str, Any]] | None = None, state: Secret | None = None
+    ) -> None:
+        """Let the flow wait for the person; `state` opens a hop to the provider's installation page."""
+        now = self._clock.now()
+        expires = now + self._lifetime
+        with self._database.write() as connection:
+            changed = connection.execute(
+                sa.update(_flows)
+                .where(_flows.c.id == step.flow_id, _flows.c.ended_at.is_(None))
+                .values(state=FlowState.HELD, hold=why, choices=choices, updated_at=now, expires_at=expires)
+            ).rowcount
+            self._jobs.cancel(connection, "finish", step.flow_id)
+            if changed and state is not None:
+                self._add_hop(connection, step.flow_id, HopKind.INSTALL, state, None, expires)
+        log.info("flow.held", flow=step.flow_ref, why=why.value)
+
+    def pick(self, flow: Row[Any], *, account_id: str) -> Step:
+        """Take up a flow that waited for a choice. Raises FlowEnded when it no longer does."""
+        now = self._clock.now()
+        with self._database.write() as connection:
+            changed = connection.execute(
+                sa.update(_flows)
+                .where(
+                    _flows.c.id == flow.id,
+                    _flows.c.state == FlowState.HELD,
+                    _flows.c.hold == Hold.CHOICE,
+                    _flows.c.expires_at > now,
+                )
+                .values(state=FlowState.REDEEMING, hold=None, chosen_account_id=account_id, updated_at=now)
+            ).rowcount
+            if not changed:
+                raise FlowEnded
+            self._jobs.enqueue(connection, "finish", flow.id, after=FINISH_AFTER)
+        return Step(flow.id, flow.ref)
+
+    def note_selector(self, step: Step, selector: str) -> None:
+        """Keep what the person picked at the provider, so that the worker could go on from here."""
+        with self._database.write() as connection:
+            connection.execute(sa.update(_flows).where(_flows.c.id == step.flow_id).values(selector=selector))
+
+    # --- ending ----------------------------------------------------------------------------------------
+
+    def end(self, step: Step, failure: FlowFailure, *, state: FlowState = FlowState.FAILED) -> None:
+        """End a flow without a connection: keep the reason, erase the grant and the verifier."""
+        now = self._clock.now()
+        with self._database.write() as connection:
+            changed = connection.execute(
+                sa.update(_flows)
+                .where(_flows.c.id == step.flow_id, _flows.c.ended_at.is_(None))
+                .values(
+                    state=state, hold=None, failure=failure.code, failure_detail=failure.detail[:500],
+                    grant_sealed=None, choices=None, updated_at=now, ended_at=now,
+                )
+            ).rowcount  # fmt: skip
+            if not changed:
+                return
+            connection.execute(sa.update(_hops).where(_hops.c.flow_id == step.flow_id).values(verifier_sealed=None))
+            self._jobs.cancel(connection, "finish", step.flow_id)
+            audit.record(
+                connection, at=now, actor_kind="end_user", actor=step.flow_ref, action=f"flow.{state.value}",
+                target=step.flow_ref, detail={"failure": failure.code},
+            )  # fmt: skip
+        write = log.error if failure.verdict is Verdict.CONFIGURATION else log.info
+        write("flow.ended", flow=step.flow_ref, outcome=state.value, error=failure.code, detail=failure.detail)
+
+    def sweep(self, *, most: int = 200) -> int:
+        """End what nobody will finish: flows past their time, and exchanges a crash cut off. Returns how many."""
+        now = self._clock.now()
+        cut_off = sa.and_(
+            _flows.c.state == FlowState.REDEEMING,
+            _flows.c.grant_sealed.is_(None),
+            _flows.c.updated_at < now - REDEEMING_AT_MOST,
+        )
+        # Whatever its state: a job that should have finished it may have been lost or parked.
+        late = _flows.c.expires_at <= now
+        with self._database.read() as connection:
+            rows = connection.execute(
+                sa.select(_flows.c.id, _flows.c.ref, cut_off.label("cut_off"))
+                .where(_flows.c.ended_at.is_(None), sa.or_(cut_off, late))
+                .limit(most)
+            ).all()
+        for row in rows:
+            if row.cut_off:
+                self.end(Step(row.id, row.ref), FlowInterrupted(), state=FlowState.INTERRUPTED)
+            else:
+                self.end(Step(row.id, row.ref), FlowExpired(), state=FlowState.EXPIRED)
+        return len(rows)
+
+    # --- reading ---------------------------------------------------------------------------------------
+
+    def own(self, flow_ref: str, browser: Browser | None) -> Row[Any]:
+        """Return the flow's row to the browser that started it. Raises FlowUnknown to every other."""
+        if browser is None or not storable(flow_ref):
+            raise FlowUnknown
+        with self._database.read() as connection:
+            flow = connection.execute(
+                sa.select(_flows).where(_flows.c.ref == flow_ref, _flows.c.browser_hash == browser.hash)
+            ).one_or_none()
+        if flow is None:
+            raise FlowUnknown
+        return flow
+
+    def unfinished(self, flow_id: int) -> Row[Any] | None:
+        """Return the flow's row if it still waits to be finished from its sealed grant."""
+        with self._database.read() as connection:
+            return connection.execute(
+                sa.select(_flows).where(
+                    _flows.c.id == flow_id,
+                    _flows.c.state == FlowState.REDEEMING,
+                    _flows.c.grant_sealed.is_not(None),
+                )
+            ).one_or_none()
+
+
+def spent_apps(connection: Connection, link_id: int) -> set[str]:
+    """Return the keys of the OAuth apps for which a link has saved a connection."""
+    return set(connection.execute(sa.select(_uses.c.app_key).where(_uses.c.link_id == link_id)).scalars())
+
+
+def _awaiting(kind: HopKind, app_key: str, browser_hash: str, now: datetime) -> sa.Select[tuple[int]]:
+    """Return the flows of this browser and app that wait for a hop of this kind."""
+    state = (
+        _flows.c.state == FlowState.LEFT
+        if kind is HopKind.AUTHORIZE
+        else sa.and_(_flows.c.state == FlowState.HELD, _flows.c.hold.in_([Hold.INSTALLATION, Hold.APPROVAL]))
+    )
+    return sa.select(_flows.c.id).where(
+        state, _flows.c.app_key == app_key, _flows.c.browser_hash == browser_hash, _flows.c.expires_at > now
+    )
+
+
+def _verifier_binding(state: Secret) -> Binding:
+    return Binding("hops", "verifier", digest(state.reveal()))
+
+
+def _grant_binding(flow_ref: str) -> Binding:
+    return Binding("flows", "grant", flow_ref)

@@ -1,0 +1,177 @@
+"""Proof of hand-off: reading a credential back from Sequin, and saying what is wrong when it is not as it should be.
+
+A check that passes is the last step of a connection's way; after it, token material that nothing needs any more is
+erased. It is repeated for as long as the connection lives, so that drift is found and the status stays honest.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable
+from typing import Any, ClassVar
+
+import sqlalchemy as sa
+import structlog
+from sqlalchemy.engine import Row
+
+from broker import audit
+from broker.apps import AppCatalogue
+from broker.clock import Clock
+from broker.connected import account_of, connected_row
+from broker.db import Database, table
+from broker.errors import BrokerError, SequinError, SequinNotFound, Verdict
+from broker.jobs import Done, Hold, Jobs, Later, LeasedJob, Outcome, Retry
+from broker.models import ConnectedAccount, ImportState
+from broker.sequin import Credential, Sequin
+
+CHECK_EVERY_SECONDS = 20 * 3600.0
+"""A status calls itself fine for 24 hours: the next check comes before that."""
+JITTER = 0.25
+"""Checks come up to this share earlier, so that connections made together are not checked together for ever."""
+HOLD_SECONDS = 15.0
+
+log = structlog.get_logger(__name__)
+
+_connections = table(ConnectedAccount)
+
+
+class Drift(BrokerError):
+    """Sequin does not hold what was imported. `sentence` is for operators; the cure is one action."""
+
+    code = "drift"
+    verdict = Verdict.PERSON
+    sentence: ClassVar[str] = ""
+
+
+class CredentialMissing(Drift):
+    """The credential was deleted in Sequin."""
+
+    code = "credential_missing"
+    sentence = "Sequin no longer has this credential."
+    cure = "Import it again; if the token was erased meanwhile, the person has to reconnect."
+
+
+class CredentialMoved(Drift):
+    """The credential stands under another OAuth app."""
+
+    code = "credential_moved"
+    sentence = "In Sequin this credential stands under another OAuth app."
+    cure = "Import it again; if the token was erased meanwhile, the person has to reconnect."
+
+
+class CredentialChanged(Drift):
+    """The credential is of another kind, or of another account."""
+
+    code = "credential_changed"
+    sentence = "In Sequin this credential speaks of another account or kind."
+    cure = "Import it again; if the token was erased meanwhile, the person has to reconnect."
+
+
+class CredentialUnhealthy(Drift):
+    """Sequin itself reports the credential as failing."""
+
+    code = "credential_unhealthy"
+    sentence = "Sequin reports that this credential does not work."
+    cure = "The person has to reconnect."
+
+
+class Verifications:
+    """Runs verify jobs."""
+
+    def __init__(
+        self,
+        *,
+        database: Database,
+        clock: Clock,
+        apps: AppCatalogue,
+        sequin: Sequin,
+        jobs: Jobs,
+        keep_grants: bool,
+        jitter: Callable[[], float] = random.random,
+    ) -> None:
+        self._database = database
+        self._clock = clock
+        self._apps = apps
+        self._sequin = sequin
+        self._jobs = jobs
+        self._keep_grants = keep_grants
+        self._jitter = jitter
+
+    def run(self, job: LeasedJob) -> Outcome:
+        """Check the connection a job speaks of, record the finding with the job, and return the outcome."""
+        row = connected_row(self._database, job.subject_id)
+        if row is None or row.disconnected_at is not None or row.import_state != ImportState.IMPORTED:
+            return self._record(job, row, Done(), None)
+        try:
+            found = self._compare(row, self._sequin.credential(row.credential_id))
+            if found is None and row.superseded_credential_id is not None:
+                self._sequin.delete_credential(row.superseded_credential_id)
+        except SequinNotFound:
+            found = CredentialMissing()
+        except BrokerError as failure:
+            return self._record(job, None, _judge(failure), None)
+        return self._record(job, row, Later(self._next()), found)
+
+    def _compare(self, row: Row[Any], credential: Credential) -> Drift | None:
+        if credential.oauth_app_id != row.sequin_oauth_app_id:
+            return CredentialMoved()
+        if (credential.kind or row.kind) != row.kind:
+            return CredentialChanged("kind")
+        expected = self._apps.get(row.app_key).provider.identity(account_of(row))
+        for name, value in expected.items():
+            # Sequin may leave members out of its answer; those it shows must agree.
+            if credential.properties.get(name, value) != value:
+                return CredentialChanged(name)
+        return CredentialUnhealthy(credential.health_status or "") if credential.healthy is False else None
+
+    def _next(self) -> float:
+        return CHECK_EVERY_SECONDS * (1 - JITTER * self._jitter())
+
+    def _record(self, job: LeasedJob, row: Row[Any] | None, outcome: Outcome, found: Drift | None) -> Outcome:
+        now = self._clock.now()
+        with self._database.write() as connection:
+            if not self._jobs.settle(connection, job, outcome):
+                return outcome
+            if row is None or not isinstance(outcome, Later):
+                return outcome
+            connection.execute(
+                sa.update(_connections)
+                # A reconnect or another import meanwhile: this finding speaks of what was there before.
+                .where(
+                    _connections.c.id == row.id,
+                    _connections.c.token_version == row.token_version,
+                    _connections.c.credential_id == row.credential_id,
+                )
+                .values(updated_at=now, checked_at=now, **self._finding(row, found))
+            )
+            if (found.code if found else None) != row.drift or row.verified_at is None:
+                audit.record(
+                    connection, at=now, actor_kind="worker", actor="verify", target=row.ref,
+                    action="connection.drifted" if found else "connection.verified",
+                    detail={"found": found.code if found else "as imported"},
+                )  # fmt: skip
+        if found is None:
+            log.info("verification.passed", connection=row.ref)
+        else:
+            log.warning("verification.drifted", connection=row.ref, error=found.code, detail=found.detail)
+        return outcome
+
+    def _finding(self, row: Row[Any], found: Drift | None) -> dict[str, object]:
+        if found is not None:
+            told = {"health": "error", "health_note": f"{found.sentence} {found.cure}", "drift": found.code}
+            # A credential made anew has no metadata: send it again.
+            return told | {"metadata_digest": None} if isinstance(found, CredentialMissing) else dict(told)
+        passed: dict[str, object] = {
+            "health": "ok", "health_note": None, "drift": None, "verified_at": self._clock.now(),
+            "superseded_credential_id": None,
+        }  # fmt: skip
+        if not self._keep_grants and not self._apps.get(row.app_key).provider.keeps_grant:
+            passed["grant_sealed"] = None
+        return passed
+
+
+def _judge(failure: BrokerError) -> Outcome:
+    """Classify a failed look: it says nothing about the connection."""
+    if failure.verdict is Verdict.CONFIGURATION:
+        return Hold(failure.code, failure.detail, HOLD_SECONDS)
+    return Retry(failure.code, failure.detail, failure.retry_after if isinstance(failure, SequinError) else None)
