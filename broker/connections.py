@@ -1,0 +1,469 @@
+"""Connections as people, hosts and operators see them: one status, one sentence and one cure for each."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from datetime import datetime, timedelta
+from types import MappingProxyType
+from typing import Any
+
+import sqlalchemy as sa
+from sqlalchemy.engine import Connection, Row
+
+from broker import audit
+from broker.apps import AppCatalogue
+from broker.audit import Actor
+from broker.clock import Clock
+from broker.db import Database
+from broker.errors import AppUnknown, BrokerError, Refused, by_code
+from broker.jobs import Jobs
+from broker.models import ConnectedAccount, EndUser, ImportState, Job, LinkUse
+from broker.references import ALPHABET
+from broker.status import NOTES, Status, status_expression, status_of
+from broker.text import storable
+
+ENDED_SHOWN_FOR = timedelta(days=30)
+"""How long a person still sees what was disconnected."""
+MOST_ON_A_PAGE = 100
+MOST_OF_ONE_PERSON = 500
+
+_LOOK_ALIKES = str.maketrans({"O": "0", "I": "1", "L": "1", "-": None, " ": None})
+
+_Query = sa.Select[*tuple[Any, ...]]
+_Row = Row[*tuple[Any, ...]]
+
+
+class ConnectionUnknown(Refused):
+    """No connection has this reference, or it belongs to somebody else."""
+
+    code = "connection_unknown"
+    status = 404
+    heading = "Page not found"
+    advice = "Check the address, or go back to the list of accounts."
+
+
+class ConnectionEnded(Refused):
+    """The connection was disconnected or revoked, so there is nothing left to import."""
+
+    code = "connection_ended"
+    status = 409
+    heading = "This account is no longer connected"
+    advice = "Connect it again instead."
+    cure = "Send the person a new connect link."
+
+
+class CursorUnknown(Refused):
+    """The page asked for does not follow any known row."""
+
+    code = "cursor_unknown"
+    status = 400
+    heading = "The list has changed"
+    advice = "Start from the first page."
+
+
+@dataclass(frozen=True)
+class Person:
+    """The end user a connection belongs to, as the host describes them."""
+
+    key: int
+    id: str
+    email: str | None
+    name: str | None
+
+    @property
+    def label(self) -> str:
+        """What to call them on a page."""
+        return self.email or self.name or self.id
+
+
+@dataclass(frozen=True)
+class AccountView:
+    """The connected account at the provider."""
+
+    id: str
+    name: str
+    type: str | None
+    mode: str
+
+
+@dataclass(frozen=True)
+class Health:
+    """The outcome of the last check: ok, error or unknown."""
+
+    status: str
+    notes: tuple[str, ...]
+    checked_at: datetime | None
+
+
+@dataclass(frozen=True)
+class HandOff:
+    """How far a connection has come on its way into Sequin; the times are None until it got there."""
+
+    state: ImportState
+    credential_id: str | None
+    oauth_app_id: str | None
+    imported_at: datetime | None
+    verified_at: datetime | None
+    # Why the last attempt failed: a stable code, the facts, and what an operator can do. Empty after a success.
+    error: str
+    detail: str
+    cure: str
+    # Failures in a row, since when, and when it is tried next.
+    failures: int
+    failing_since: datetime | None
+    next_attempt_at: datetime | None
+
+
+@dataclass(frozen=True)
+class ConnectionView:
+    """Everything about a connection that may leave the use cases; never a token."""
+
+    # The row's key stays inside this program; `ref` is what leaves it.
+    id: int
+    ref: str
+    end_user: Person
+    provider: str
+    provider_title: str
+    app: str
+    kind: str
+    # None while an owner's approval is awaited.
+    account: AccountView | None
+    scopes: tuple[str, ...]
+    status: Status
+    health: Health
+    hand_off: HandOff
+    metadata: Mapping[str, object]
+    # Whether sealed token material is still kept.
+    holds_grant: bool
+    connected_at: datetime
+    revoked_at: datetime | None
+    disconnected_at: datetime | None
+    created_at: datetime
+    updated_at: datetime
+
+    @property
+    def note(self) -> str:
+        """One sentence for the person whose account it is."""
+        return NOTES[self.status].format(provider=self.provider_title)
+
+    @property
+    def operator_note(self) -> str:
+        """One sentence for operators: what is known about why it stands where it stands."""
+        if self.status is Status.ERROR and self.health.notes:
+            return " ".join(self.health.notes)
+        if self.status in {Status.IMPORT_FAILED, Status.PENDING} and self.hand_off.error:
+            what_happened = _joined(self.hand_off.detail or self.hand_off.error, self.hand_off.cure)
+            return f"Tried again soon. Last time: {what_happened}" if self.status is Status.PENDING else what_happened
+        return _OPERATOR_NOTES.get(self.status) or self.note
+
+    @property
+    def can_retry(self) -> bool:
+        """Whether asking for the import again would do something."""
+        ended = self.disconnected_at is not None or self.revoked_at is not None
+        return not ended and self.hand_off.state is not ImportState.IMPORTED
+
+
+_OPERATOR_NOTES: Mapping[Status, str] = MappingProxyType(
+    {
+        Status.REVOKED: "The provider says that the grant is gone. The person has to connect again.",
+        Status.ERROR: "The last check did not pass. The person has to connect again.",
+        Status.IMPORT_FAILED: "Sequin has not taken it yet. Retry the import.",
+        Status.PENDING: "Waiting for its turn to be imported into Sequin.",
+        Status.UNKNOWN: "Imported into Sequin; no check has passed in the last 24 hours.",
+        Status.OK: "Imported into Sequin, and the last check passed.",
+    }
+)
+
+
+@dataclass(frozen=True)
+class ConnectionFilters:
+    """What a list is narrowed to; None and empty leave a field alone."""
+
+    end_user: str | None = None
+    provider: str | None = None
+    app: str | None = None
+    kind: str | None = None
+    status: Status | None = None
+    account: str | None = None
+    mode: str | None = None
+    metadata: Mapping[str, str] = field(default_factory=lambda: MappingProxyType({}))
+    # Exactly a reference, an account id, a Sequin credential id or an end user id.
+    search: str | None = None
+
+
+@dataclass(frozen=True)
+class ConnectionPage:
+    """Some connections, newest first, and where to go on; None at the end."""
+
+    items: tuple[ConnectionView, ...]
+    next_cursor: str | None
+
+
+class Connections:
+    """List, show and retry connections."""
+
+    def __init__(self, database: Database, clock: Clock, apps: AppCatalogue, jobs: Jobs) -> None:
+        self._database = database
+        self._clock = clock
+        self._apps = apps
+        self._jobs = jobs
+
+    def page(self, filters: ConnectionFilters, *, limit: int, cursor: str | None = None) -> ConnectionPage:
+        """Return the connections that match, newest first. Raises CursorUnknown."""
+        limit = max(1, min(limit, MOST_ON_A_PAGE))
+        with self._database.read() as connection:
+            wanted = _matching(filters, self._clock.now(), connection.dialect.name)
+            if cursor is not None:
+                wanted.append(ConnectedAccount.id < _key_of(connection, cursor))
+            query = _viewed().where(*wanted).order_by(ConnectedAccount.id.desc()).limit(limit + 1)
+            rows = connection.execute(query).all()
+        items = tuple(map(self._view, rows[:limit]))
+        return ConnectionPage(items, items[-1].ref if len(rows) > limit else None)
+
+    def find(self, ref: str) -> ConnectionView:
+        """Return the connection with this reference. Raises ConnectionUnknown."""
+        return self._one(ConnectedAccount.ref == ref) if storable(ref) else _unknown()
+
+    def by_id(self, key: int) -> ConnectionView:
+        """Return the connection with this key. Raises ConnectionUnknown."""
+        return self._one(ConnectedAccount.id == key)
+
+    def of_person(self, end_user_id: int, *, link_id: int | None) -> list[ConnectionView]:
+        """Return what an end user has connected, what needs attention first; `link_id` narrows to one link's.
+
+        What was disconnected stays for 30 days and then leaves the person's page.
+        """
+        query = _viewed().where(
+            ConnectedAccount.end_user_id == end_user_id,
+            sa.or_(
+                ConnectedAccount.disconnected_at.is_(None),
+                ConnectedAccount.disconnected_at > self._clock.now() - ENDED_SHOWN_FOR,
+            ),
+        )
+        if link_id is not None:
+            spent = sa.select(LinkUse.connection_id).where(LinkUse.link_id == link_id)
+            query = query.where(ConnectedAccount.id.in_(spent))
+        with self._database.read() as connection:
+            rows = connection.execute(query.order_by(ConnectedAccount.id.desc()).limit(MOST_OF_ONE_PERSON)).all()
+        return sorted(map(self._view, rows), key=lambda view: _URGENCY[view.status])
+
+    def retry(self, ref: str, *, actor: Actor) -> None:
+        """Ask for the import again. One that has arrived is left alone: there is nothing to mend.
+
+        Raises ConnectionUnknown or ConnectionEnded.
+        """
+        now = self._clock.now()
+        with self._database.write() as connection:
+            row = _standing(connection, ref)
+            if row.disconnected_at is not None or row.revoked_at is not None:
+                raise ConnectionEnded
+            if row.import_state == ImportState.IMPORTED:
+                return
+            # Job before connection, as the worker takes them: the other order could deadlock.
+            self._jobs.enqueue(connection, "import", row.id)
+            connection.execute(
+                sa.update(ConnectedAccount)
+                .where(ConnectedAccount.id == row.id, ConnectedAccount.import_state != ImportState.IMPORTED)
+                .values(import_state=ImportState.PENDING, updated_at=now)
+            )
+            audit.record(
+                connection,
+                at=now,
+                actor_kind=actor.kind,
+                actor=actor.name,
+                action="connection.retry",
+                target=ref,
+                detail={"import_state": row.import_state},
+            )
+        self._jobs.wakeup.set()
+
+    def _one(self, which: sa.ColumnElement[bool]) -> ConnectionView:
+        with self._database.read() as connection:
+            row = connection.execute(_viewed().where(which)).one_or_none()
+        return self._view(row) if row is not None else _unknown()
+
+    def _view(self, row: _Row) -> ConnectionView:
+        account = AccountView(row.account_id, row.account_name, row.account_type, row.mode)
+        return ConnectionView(
+            id=row.id,
+            ref=row.ref,
+            end_user=Person(row.end_user_id, row.external_id, row.email, row.name),
+            provider=row.provider,
+            provider_title=self._title(row.app_key, row.provider),
+            app=row.app_key,
+            kind=row.kind,
+            account=account,
+            scopes=tuple(row.scopes),
+            status=status_of(row, self._clock.now()),
+            health=Health(row.health or "unknown", (row.health_note,) if row.health_note else (), row.checked_at),
+            hand_off=_hand_off(row),
+            metadata=MappingProxyType(dict(row.host_metadata)),
+            holds_grant=row.holds_grant,
+            connected_at=row.connected_at,
+            revoked_at=row.revoked_at,
+            disconnected_at=row.disconnected_at,
+            created_at=row.created_at,
+            updated_at=row.updated_at,
+        )
+
+    def _title(self, app_key: str, provider: str) -> str:
+        """Return the provider's name for people, also when its OAuth app is no longer configured."""
+        try:
+            return self._apps.get(app_key).title
+        except AppUnknown:
+            return provider.replace("_", " ").title()
+
+
+_URGENCY: Mapping[Status, int] = MappingProxyType(
+    {
+        Status.ERROR: 0,
+        Status.REVOKED: 0,
+        Status.INTERRUPTED: 0,
+        Status.AWAITING_APPROVAL: 1,
+        Status.IMPORT_FAILED: 2,
+        Status.PENDING: 2,
+        Status.UNKNOWN: 3,
+        Status.OK: 3,
+        Status.DISCONNECTED: 4,
+    }
+)
+
+
+def cure_of(code: str) -> str:
+    """Return what an operator can do about a failure kept by its code; empty when no such failure is known."""
+    failure: type[BrokerError] | None = by_code(code)
+    return failure.cure if failure is not None else ""
+
+
+def _unknown() -> ConnectionView:
+    raise ConnectionUnknown
+
+
+def _joined(first: str, second: str) -> str:
+    ended = first if first.endswith((".", "!", "?")) else f"{first}."
+    return f"{ended} {second}".strip()
+
+
+def _hand_off(row: _Row) -> HandOff:
+    code = row.import_error or row.job_error or ""
+    return HandOff(
+        state=ImportState(row.import_state),
+        credential_id=row.credential_id,
+        oauth_app_id=row.sequin_oauth_app_id,
+        imported_at=row.imported_at,
+        verified_at=row.verified_at,
+        error=code,
+        detail=(row.import_error_detail if row.import_error else row.job_error_detail) or "",
+        cure=cure_of(code) if code else "",
+        failures=row.failures or 0,
+        failing_since=row.failing_since,
+        next_attempt_at=row.due_at,
+    )
+
+
+def _viewed() -> _Query:
+    """Return the one SELECT behind every view. The grant itself is never read here."""
+    shown = [column for column in ConnectedAccount.__table__.columns if column.name != "grant_sealed"]
+    importing = sa.and_(Job.kind == "import", Job.subject_id == ConnectedAccount.id)
+    return (
+        sa.select(
+            *shown,
+            ConnectedAccount.grant_sealed.is_not(None).label("holds_grant"),
+            EndUser.external_id,
+            EndUser.email,
+            EndUser.name,
+            Job.error.label("job_error"),
+            Job.error_detail.label("job_error_detail"),
+            Job.failures,
+            Job.failing_since,
+            Job.due_at,
+        )
+        .join(EndUser, EndUser.id == ConnectedAccount.end_user_id)
+        .outerjoin(Job, importing)
+    )
+
+
+def _matching(filters: ConnectionFilters, now: datetime, dialect: str) -> list[sa.ColumnElement[bool]]:
+    fields = [filters.end_user, filters.provider, filters.app, filters.kind, filters.account, filters.mode]
+    texts = [*fields, filters.search, *filters.metadata, *filters.metadata.values()]
+    if not all(storable(text) for text in texts if text is not None):
+        # No row can hold such text, so nothing matches it.
+        return [sa.false()]
+    row = ConnectedAccount
+    exact = (
+        (row.provider, filters.provider),
+        (row.app_key, filters.app),
+        (row.kind, filters.kind),
+        (row.account_id, filters.account),
+        (row.mode, filters.mode),
+    )
+    found: list[sa.ColumnElement[bool]] = [column == value for column, value in exact if value is not None]
+    if filters.end_user is not None:
+        # Looked up first, so that the person's own rows are found through their index.
+        person = sa.select(EndUser.id).where(EndUser.external_id == filters.end_user).scalar_subquery()
+        found.append(row.end_user_id == person)
+    if filters.status is not None:
+        found.append(status_expression(now) == filters.status.value)
+    if filters.search is not None:
+        found.append(row.id.in_(_searched(filters.search)))
+    return found + [_metadata_is(key, value, dialect) for key, value in filters.metadata.items()]
+
+
+def _searched(text: str) -> sa.CompoundSelect[int]:
+    """Return the keys of the rows that `text` names; a union, so that each way can use its own index."""
+    row = ConnectedAccount
+    person = sa.select(EndUser.id).where(EndUser.external_id == text)
+    return sa.union(
+        sa.select(row.id).where(row.ref == _as_ref(text)),
+        sa.select(row.id).where(row.account_id == text),
+        sa.select(row.id).where(row.credential_id == text),
+        sa.select(row.id).where(row.end_user_id.in_(person)),
+    )
+
+
+def _as_ref(text: str) -> str:
+    """Return what somebody typed in the form references have: capitals in groups of four, look-alikes mended."""
+    letters = text.upper().removeprefix("REF ").translate(_LOOK_ALIKES)
+    if len(letters) != 12 or not set(letters) <= set(ALPHABET):
+        return text
+    return "-".join(letters[start : start + 4] for start in (0, 4, 8))
+
+
+def _metadata_is(key: str, value: str, dialect: str) -> sa.ColumnElement[bool]:
+    """Compare one metadata value as text: `true`, `7` and `seven` are all written as JSON shows them, unquoted."""
+    if dialect != "sqlite":
+        member_text = ConnectedAccount.host_metadata.op("->>", return_type=sa.Text())
+        return member_text(sa.literal(key, sa.Text())) == value
+    # By key and not by path: a path would read quotes and dots in a key as its own.
+    member = sa.func.json_each(ConnectedAccount.host_metadata).table_valued("key", "value", "type")
+    logical = member.c.type.in_(["true", "false"])
+    shown = sa.case((logical, member.c.type), else_=sa.cast(member.c.value, sa.Text))
+    return sa.exists(sa.select(sa.literal(1)).select_from(member).where(member.c.key == key, shown == value))
+
+
+def _key_of(connection: Connection, ref: str) -> int:
+    found = None
+    if storable(ref):
+        found = connection.execute(
+            sa.select(ConnectedAccount.id).where(ConnectedAccount.ref == ref)
+        ).scalar_one_or_none()
+    if found is None:
+        raise CursorUnknown
+    return found
+
+
+def _standing(connection: Connection, ref: str) -> _Row:
+    row = None
+    if storable(ref):
+        row = connection.execute(
+            sa.select(
+                ConnectedAccount.id,
+                ConnectedAccount.import_state,
+                ConnectedAccount.disconnected_at,
+                ConnectedAccount.revoked_at,
+            ).where(ConnectedAccount.ref == ref)
+        ).one_or_none()
+    if row is None:
+        raise ConnectionUnknown
+    return row

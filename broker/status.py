@@ -1,0 +1,102 @@
+"""How a connection is doing, in one word and one sentence.
+
+The status is worked out here and nowhere else, twice over the same steps: `status_of` for a row in hand and
+`status_expression` for filters, so that a list can never disagree with the pages behind it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from datetime import datetime, timedelta
+from enum import StrEnum
+from types import MappingProxyType
+from typing import Protocol
+
+import sqlalchemy as sa
+
+from broker.models import ConnectedAccount, ImportState
+
+FRESH_FOR = timedelta(hours=24)
+"""How long a passed check lets a connection call itself fine."""
+
+
+class Status(StrEnum):
+    """The one word for how a connection is doing, in the order in which it is worked out."""
+
+    DISCONNECTED = "disconnected"
+    REVOKED = "revoked"
+    ERROR = "error"
+    IMPORT_FAILED = "import_failed"
+    AWAITING_APPROVAL = "awaiting_approval"
+    PENDING = "pending"
+    UNKNOWN = "unknown"
+    OK = "ok"
+    INTERRUPTED = "interrupted"
+
+
+NOTES: Mapping[Status, str] = MappingProxyType(
+    {
+        Status.DISCONNECTED: "This account is no longer connected.",
+        Status.REVOKED: "{provider} says that access to this account was removed. Reconnect it to go on.",
+        Status.ERROR: "The last check of this account did not pass. Reconnect it to go on.",
+        Status.IMPORT_FAILED: "Set-up is taking longer than usual. You do not need to do anything.",
+        Status.AWAITING_APPROVAL: "An owner of this account has to approve the request at {provider}.",
+        Status.PENDING: "We are finishing set-up. This takes a minute or two.",
+        Status.UNKNOWN: "This account is connected. It was not checked in the last day.",
+        Status.OK: "This account is connected, and its last check passed.",
+        Status.INTERRUPTED: "Connecting was interrupted, and nothing was kept. Start again.",
+    }
+)
+"""One sentence for each status, for the person whose account it is."""
+
+
+class StatusFacts(Protocol):
+    """The columns of a connection that decide its status."""
+
+    @property
+    def disconnected_at(self) -> datetime | None:
+        """When it ended here."""
+
+    @property
+    def revoked_at(self) -> datetime | None:
+        """When the provider said that the grant is gone."""
+
+    @property
+    def health(self) -> str | None:
+        """Outcome of the last check."""
+
+    @property
+    def checked_at(self) -> datetime | None:
+        """When the last check was made."""
+
+    @property
+    def import_state(self) -> str:
+        """How far the current token has come."""
+
+
+def status_of(facts: StatusFacts, now: datetime) -> Status:
+    """Return a connection's status at a time. `status_expression` is the same in SQL."""
+    fresh = facts.checked_at is not None and facts.checked_at >= now - FRESH_FOR
+    steps = (
+        (facts.disconnected_at is not None, Status.DISCONNECTED),
+        (facts.revoked_at is not None, Status.REVOKED),
+        (facts.health == "error", Status.ERROR),
+        (facts.import_state in {ImportState.PARKED, ImportState.HELD}, Status.IMPORT_FAILED),
+        (facts.import_state == ImportState.PENDING, Status.PENDING),
+        (facts.health == "ok" and fresh, Status.OK),
+    )
+    return next((status for applies, status in steps if applies), Status.UNKNOWN)
+
+
+def status_expression(now: datetime) -> sa.Case[str]:
+    """Return a connection's status at a time as SQL. `status_of` is the same in Python."""
+    row = ConnectedAccount
+    return sa.case(
+        (row.disconnected_at.is_not(None), Status.DISCONNECTED.value),
+        (row.revoked_at.is_not(None), Status.REVOKED.value),
+        (row.health == "error", Status.ERROR.value),
+        (row.import_state.in_([ImportState.PARKED, ImportState.HELD]), Status.IMPORT_FAILED.value),
+        (row.import_state == ImportState.PENDING, Status.PENDING.value),
+        (sa.and_(row.health == "ok", row.checked_at >= now - FRESH_FOR), Status.OK.value),
+        else_=Status.UNKNOWN.value,
+    )
