@@ -1,0 +1,1 @@
+"""A stand-in for Sequin's management API: credentials and OAuth apps."""

@@ -1,0 +1,130 @@
+"""What Sequin keeps: credentials and OAuth apps."""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+
+from broker.clock import Clock
+from broker.sandbox.secrets import Secrets
+from broker.sandbox.sequin.kinds import KINDS, Kind
+
+# OAuth apps that were there before this sandbox started: a fixed date, so that a restart changes nothing.
+REGISTERED_AT = datetime(2026, 1, 1, tzinfo=UTC)
+
+
+@dataclass
+class OAuthApp:
+    """One OAuth app."""
+
+    id: str
+    provider: str
+    name: str
+    client_id: str
+    client_secret: str
+    created_at: datetime
+    updated_at: datetime
+    metadata: Mapping[str, object] = field(default_factory=dict)
+
+
+@dataclass
+class Health:
+    """How a credential was when last looked at."""
+
+    status: str
+    notes: list[str]
+    time: datetime
+
+
+@dataclass
+class Credential:
+    """One credential. `import_count` is the sandbox's own: how often it was imported."""
+
+    id: str
+    kind: str
+    oauth_app_id: str
+    properties: Mapping[str, object]
+    health: Health
+    created_at: datetime
+    updated_at: datetime
+    name: str | None = None
+    metadata: Mapping[str, object] = field(default_factory=dict)
+    import_count: int = 1
+
+    @property
+    def rules(self) -> Kind:
+        """Return what is known about its kind."""
+        return KINDS[self.kind]
+
+
+class Store:
+    """Credentials and OAuth apps, in the order they were made. Its caller holds the lock."""
+
+    def __init__(self, secrets: Secrets, clock: Clock) -> None:
+        self._clock = clock
+        self.token = secrets.sequin_api_token
+        self.credentials: dict[str, Credential] = {}
+        self.apps: dict[str, OAuthApp] = {}
+        self._by_account: dict[tuple[str, str, str], str] = {}
+        registered = (
+            (secrets.sequin_stripe_app_id, "stripe", secrets.stripe_client_id, secrets.stripe_secret_key),
+            (secrets.sequin_github_app_id, "github", secrets.github_client_id, secrets.github_client_secret),
+        )
+        for app_id, provider, client_id, client_secret in registered:
+            name = f"Sandbox {provider}"
+            self.apps[app_id] = OAuthApp(app_id, provider, name, client_id, client_secret, REGISTERED_AT, REGISTERED_AT)
+
+    def upsert(
+        self,
+        kind: str,
+        app: OAuthApp,
+        properties: Mapping[str, object],
+        *,
+        name: str | None,
+        metadata: Mapping[str, object] | None,
+    ) -> Credential:
+        """Import: the same upstream account, app and kind is the same credential."""
+        key = (app.id, kind, KINDS[kind].account(properties))
+        known = self.credentials.get(self._by_account.get(key, ""))
+        now = self._clock.now()
+        if known is None:
+            made = Credential(
+                str(uuid.uuid4()), kind, app.id, properties, Health("ok", [], now), now, now, name, metadata or {}
+            )
+            self.credentials[made.id] = made
+            self._by_account[key] = made.id
+            return made
+        known.properties, known.updated_at = properties, now
+        known.import_count += 1
+        if name is not None:
+            known.name = name
+        if metadata is not None:
+            known.metadata = metadata
+        if known.health.status != "ok":
+            known.health = Health("ok", [], now)
+        return known
+
+    def delete(self, credential: Credential) -> None:
+        """Forget a credential."""
+        del self.credentials[credential.id]
+        key = (credential.oauth_app_id, credential.kind, credential.rules.account(credential.properties))
+        self._by_account.pop(key, None)
+
+    def register(
+        self, provider: str, name: str, client_id: str, client_secret: str, metadata: Mapping[str, object]
+    ) -> OAuthApp:
+        """Add an OAuth app; the same client id twice makes two."""
+        now = self._clock.now()
+        app = OAuthApp(str(uuid.uuid4()), provider, name, client_id, client_secret, now, now, metadata)
+        self.apps[app.id] = app
+        return app
+
+    def in_use(self, app: OAuthApp) -> bool:
+        """Tell whether a credential belongs to an OAuth app."""
+        return any(credential.oauth_app_id == app.id for credential in self.credentials.values())
+
+    def now(self) -> datetime:
+        """Return the time of a change made from outside."""
+        return self._clock.now()

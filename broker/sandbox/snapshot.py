@@ -1,0 +1,102 @@
+"""The whole state as JSON, for `GET /control/state`."""
+
+from __future__ import annotations
+
+from datetime import datetime
+
+from broker.sandbox.github.hub import Token
+from broker.sandbox.github.people import User
+from broker.sandbox.sequin.store import Credential
+from broker.sandbox.stripe.accounts import Account
+from broker.sandbox.stripe.platform import Grant
+from broker.sandbox.world import World
+
+
+def snapshot(world: World) -> dict[str, list[dict[str, object]]]:
+    """Return accounts, grants and credentials. The caller holds the lock."""
+    return {
+        "accounts": [
+            *(_stripe_account(world, account) for account in world.stripe.accounts.values()),
+            *(_github_account(world, user) for user in world.github.users.values()),
+        ],
+        "grants": [
+            *(_stripe_grant(world, grant) for grant in world.stripe.grants()),
+            *(_github_grant(world, token) for token in world.github.tokens()),
+        ],
+        "credentials": [_credential(credential) for credential in world.sequin.credentials.values()],
+    }
+
+
+def _stripe_account(world: World, account: Account) -> dict[str, object]:
+    connected = world.stripe.connected(world.stripe.primary, account.id)
+    return {"provider": "stripe", "id": account.id, "name": account.name, "connected": connected}
+
+
+def _github_account(world: World, user: User) -> dict[str, object]:
+    return {
+        "provider": "github",
+        "id": user.id,
+        "login": user.login,
+        "name": user.name,
+        "organizations": dict(user.orgs),
+        "installations": [
+            {
+                "id": one.id,
+                "account_login": one.account_login,
+                "account_type": one.account_type,
+                "suspended": one.suspended_at is not None,
+            }
+            for one in world.github.visible_to(user)
+        ],
+    }
+
+
+def _stripe_grant(world: World, grant: Grant) -> dict[str, object]:
+    works = grant.active and not grant.expired(world.clock.now())
+    return {
+        "provider": "stripe",
+        "client_id": grant.client.id,
+        "account": grant.account_id,
+        "flavour": grant.flavour,
+        "livemode": grant.client.livemode,
+        "scope": grant.scope,
+        "status": "active" if works else "expired" if grant.active else "revoked",
+        "access_token": grant.access_token,
+        "refresh_token": grant.refresh_token,
+        "created_at": _precise(grant.created_at),
+    }
+
+
+def _github_grant(world: World, token: Token) -> dict[str, object]:
+    ends = token.expires_at()
+    return {
+        "provider": "github",
+        "client_id": token.client.id,
+        "account": token.login,
+        "scope": ",".join(token.scopes),
+        "status": "active" if world.github.holder(token.value) else "expired",
+        "access_token": token.value,
+        "refresh_token": token.refresh,
+        "created_at": _precise(token.created_at),
+        "expires_at": _precise(ends) if ends else None,
+    }
+
+
+def _credential(credential: Credential) -> dict[str, object]:
+    return {
+        "id": credential.id,
+        "provider": credential.rules.provider,
+        "kind": credential.kind,
+        "oauth_app_id": credential.oauth_app_id,
+        "name": credential.name,
+        "properties": dict(credential.properties),
+        "metadata": dict(credential.metadata),
+        "health": credential.health.status,
+        "created_at": _precise(credential.created_at),
+        "updated_at": _precise(credential.updated_at),
+        "import_count": credential.import_count,
+    }
+
+
+def _precise(moment: datetime) -> str:
+    return moment.isoformat(timespec="milliseconds").replace("+00:00", "Z")

@@ -1,0 +1,56 @@
+"""Everything the stand-ins know, behind one lock."""
+
+from __future__ import annotations
+
+import threading
+from typing import cast
+
+from flask import current_app
+
+from broker.clock import Clock
+from broker.sandbox.consent import Consent
+from broker.sandbox.faults import Faults
+from broker.sandbox.github.hub import Hub
+from broker.sandbox.log import Log
+from broker.sandbox.options import Options
+from broker.sandbox.redirects import Seen
+from broker.sandbox.secrets import Secrets
+from broker.sandbox.sequin.store import Store
+from broker.sandbox.stripe.platform import Platform
+
+EXTENSION = "sandbox"
+
+
+class World:
+    """One sandbox's state. Views hold `lock` while they work (see points.py); log and faults have their own."""
+
+    def __init__(self, secrets: Secrets, clock: Clock) -> None:
+        self.secrets = secrets
+        self.clock = clock
+        self.lock = threading.RLock()
+        self.log = Log(clock)
+        self.faults = Faults()
+        self.consent = Consent()
+        self.options = Options()
+        # Survives a reset: it is where the broker is, not what happened.
+        self.seen = Seen()
+        self._begin()
+
+    def reset(self) -> None:
+        """Back to the state after start. Client ids, secrets and the ids of Sequin's OAuth apps stay."""
+        with self.lock:
+            self.log.clear()
+            self.faults.clear()
+            self.consent = Consent()
+            self.options = Options()
+            self._begin()
+
+    def _begin(self) -> None:
+        self.stripe = Platform(self.secrets, self.clock)
+        self.github = Hub(self.secrets, self.clock)
+        self.sequin = Store(self.secrets, self.clock)
+
+
+def current_world() -> World:
+    """Return the state of the sandbox that is answering this request."""
+    return cast(World, current_app.extensions[EXTENSION])

@@ -1,0 +1,102 @@
+from __future__ import annotations
+
+from html.parser import HTMLParser
+
+import pytest
+
+from tests.sandbox.visitor import STRIPE_CALLBACK, Visitor
+
+
+class Outline(HTMLParser):
+    """What a reader with or without eyes needs of a page."""
+
+    def __init__(self, page: str) -> None:
+        super().__init__()
+        self.tags: list[tuple[str, dict[str, str | None]]] = []
+        self.open: list[str] = []
+        self.unlabelled = 0
+        self.feed(page)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append((tag, dict(attrs)))
+        if tag == "label":
+            self.open.append(tag)
+        if tag == "input" and dict(attrs).get("type") != "hidden" and not self.open:
+            self.unlabelled += 1
+
+    def handle_endtag(self, tag: str) -> None:
+        if tag == "label":
+            self.open.pop()
+
+    def count(self, tag: str) -> int:
+        return sum(name == tag for name, _ in self.tags)
+
+
+@pytest.fixture(params=["stripe", "stripe_app", "github", "install", "sign_in", "configured", "unseen", "404", "home"])
+def page(request: pytest.FixtureRequest, visitor: Visitor) -> str:
+    slug = visitor.secrets.github_app_slug
+    install = f"/github/apps/{slug}/installations/new"
+    if request.param == "stripe":
+        return visitor.stripe_authorize().text
+    if request.param == "stripe_app":
+        query = {"client_id": visitor.secrets.stripe_client_id, "redirect_uri": STRIPE_CALLBACK}
+        return visitor.client.get("/stripe/oauth/v2/authorize", query_string=query).text
+    if request.param == "github":
+        return visitor.github_authorize().text
+    if request.param == "sign_in":
+        return visitor.client.get(install).text
+    if request.param == "404":
+        return visitor.github_authorize(client_id="x").text
+    if request.param == "home":
+        return visitor.client.get("/").text
+    login = "solo-sam" if request.param == "configured" else "member-max"
+    visitor.client.post("/github/login", data={"login": login})
+    if request.param == "install":
+        return visitor.client.get(install).text
+    action = "configure" if request.param == "configured" else "install"
+    return visitor.client.post(install, data={"account": login, "action": action}).text
+
+
+def test_every_page_says_what_it_is_and_reads_without_scripts(page: str) -> None:
+    outline = Outline(page)
+    assert "Sandbox" in page
+    assert "Nothing real is shared" in page
+    assert outline.count("h1") == 1
+    assert ("html", {"lang": "en"}) in outline.tags
+    assert any(attrs.get("name") == "viewport" for tag, attrs in outline.tags if tag == "meta")
+    assert outline.count("script") == 0
+    assert outline.unlabelled == 0
+    assert outline.count("fieldset") == outline.count("legend")
+
+
+def test_every_page_loads_from_here_alone(page: str) -> None:
+    addresses = [attrs["href"] for tag, attrs in Outline(page).tags if tag == "link"]
+    assert addresses == ["/static-sandbox/style.css"]
+    assert "<img" not in page
+    assert "style=" not in page
+
+
+def test_pages_forbid_scripts_and_framing_but_let_a_form_lead_to_the_broker(visitor: Visitor) -> None:
+    policy = visitor.stripe_authorize().headers["Content-Security-Policy"]
+    assert "default-src 'none'" in policy
+    assert "frame-ancestors 'none'" in policy
+    assert "form-action" not in policy
+
+
+def test_the_stylesheet_is_served(visitor: Visitor) -> None:
+    answer = visitor.client.get("/static-sandbox/style.css")
+    assert answer.mimetype == "text/css"
+    assert "prefers-color-scheme: dark" in answer.text
+
+
+def test_what_people_type_is_escaped(visitor: Visitor) -> None:
+    visitor.control("consent", auto="allow", account="acct_<b>")
+    visitor.stripe_authorize()
+    visitor.control("consent", auto=None)
+    assert "<b>" not in visitor.stripe_authorize().text
+
+
+def test_signing_out_asks_again(visitor: Visitor) -> None:
+    visitor.github_code("solo-sam")
+    visitor.client.post("/github/logout")
+    assert visitor.github_authorize().status_code == 200
