@@ -1,0 +1,142 @@
+"""The composition root: the one place that reads settings, builds collaborators and registers blueprints."""
+
+from __future__ import annotations
+
+import os
+from datetime import timedelta
+from importlib.resources import files
+from pathlib import Path
+from typing import TextIO
+
+import structlog
+from flask import Flask
+from flask_migrate import Migrate
+
+from broker import __version__, cli, logs
+from broker.apikeys import ApiKeys
+from broker.apps import AppCatalogue
+from broker.clock import Clock, SystemClock
+from broker.connections import Connections
+from broker.db import Database, db, engine_options, migrations_path, prepare
+from broker.delivery import Deliveries
+from broker.flow_page import FlowPages
+from broker.flows import Flows
+from broker.http import Http
+from broker.jobs import Jobs
+from broker.journal import FlowJournal
+from broker.keyring import KeyRing
+from broker.links import Links
+from broker.matching import OAuthAppMatch
+from broker.oauth import OAuth
+from broker.operators import Operators
+from broker.providers import discover
+from broker.reconciliation import Reconciliation
+from broker.sequin import Sequin
+from broker.services import Services
+from broker.sessions import Sessions
+from broker.settings import Settings, load_settings
+from broker.vault import Vault
+from broker.verification import Verifications
+from broker.web import embedded, init_web, limits
+from broker.web.api import blueprint as api
+from broker.web.connect import blueprint as connect
+from broker.web.connections import blueprint as connections
+from broker.web.console import blueprint as console
+from broker.web.ops import blueprint as ops
+
+log = structlog.get_logger(__name__)
+
+
+def read_settings(env_file: Path | None = None) -> Settings:
+    """Read the settings from the environment and a `.env`. Raises SettingsError with every problem at once."""
+    options = {name: provider.options for name, provider in discover().items()}
+    return load_settings(os.environ, options, dotenv=env_file or Path(".env"))
+
+
+def create_app(settings: Settings | None = None, *, clock: Clock | None = None, log_to: TextIO | None = None) -> Flask:
+    """Build the application; its events go to `log_to`, standard output by default. Raises SettingsError."""
+    settings = settings or read_settings()
+    clock = clock or SystemClock()
+    logs.configure(settings.log_level, settings.log_format, log_to)
+    for sentence in settings.warnings:
+        log.warning("settings.warning", advice=sentence)
+    app = Flask("broker", template_folder=str(templates_path()), static_folder="web/static")
+    services = build_services(settings, connect_database(app, settings, clock), clock)
+    app.extensions["broker"] = services
+    init_web(app, settings)
+    embedded.init_app(app, services)
+    for blueprint in (connect, connections, console, api, ops):
+        app.register_blueprint(blueprint)
+    limits.init_app(app, settings)
+    for name, command in cli.broker.commands.items():
+        # Flask-Migrate adds its own `db` to every application.
+        if name != "db":
+            app.cli.add_command(command)
+    return app
+
+
+def add_demo(app: Flask, settings: Settings) -> None:
+    """Add the pretended host's page; ignored in production."""
+    if not settings.production:
+        from broker.web.demo import blueprint
+
+        app.register_blueprint(blueprint)
+
+
+def connect_database(app: Flask, settings: Settings, clock: Clock) -> Database:
+    """Bind the application to its database; nothing is opened yet."""
+    app.config["SQLALCHEMY_DATABASE_URI"] = settings.database_url
+    app.config["SQLALCHEMY_ENGINE_OPTIONS"] = engine_options(settings.database_url)
+    settings.data_dir.mkdir(parents=True, exist_ok=True)
+    db.init_app(app)
+    Migrate(app, db, directory=str(migrations_path()))
+    with app.app_context():
+        engine = db.engine
+    prepare(engine)
+    return Database(engine, clock)
+
+
+def build_services(settings: Settings, database: Database, clock: Clock) -> Services:
+    """Build the collaborators, each from those below it."""
+    http = Http(allow_plain_loopback=not settings.production, user_agent=f"sequin-oauth-broker/{__version__}")
+    oauth = OAuth(http, clock)
+    vault = Vault(settings.encryption_keys)
+    sequin = Sequin(http, url=settings.sequin_api_url, token=settings.sequin_api_token, clock=clock)
+    apps = AppCatalogue(settings.apps, discover())
+    jobs = Jobs(database, clock)
+    connections = Connections(database, clock, apps, jobs)
+    lifetime = timedelta(minutes=settings.flow_minutes)
+    journal = FlowJournal(database=database, clock=clock, apps=apps, vault=vault, jobs=jobs, lifetime=lifetime)
+    return Services(
+        settings=settings,
+        clock=clock,
+        database=database,
+        apps=apps,
+        key_ring=KeyRing(database, vault, clock),
+        api_keys=ApiKeys(database, clock),
+        links=Links(database, clock, apps, settings),
+        flows=Flows(
+            journal=journal, database=database, clock=clock, apps=apps, settings=settings, oauth=oauth, http=http,
+            vault=vault, jobs=jobs,
+        ),
+        flow_pages=FlowPages(journal=journal, database=database, clock=clock, apps=apps, connections=connections),
+        journal=journal,
+        connections=connections,
+        deliveries=Deliveries(
+            database=database, clock=clock, apps=apps, vault=vault, sequin=sequin,
+            match=OAuthAppMatch(sequin, clock), jobs=jobs,
+        ),
+        reconciliation=Reconciliation(database=database, clock=clock, sequin=sequin, jobs=jobs),
+        verifications=Verifications(
+            database=database, clock=clock, apps=apps, sequin=sequin, jobs=jobs, keep_grants=settings.keep_grants
+        ),
+        jobs=jobs,
+        operators=Operators(database, clock),
+        sessions=Sessions(database, clock),
+    )  # fmt: skip
+
+
+def templates_path() -> Path:
+    """Return the folder of templates: inside an installed package, or beside it in a checkout."""
+    packaged = Path(str(files("broker"))) / "templates"
+    return packaged if packaged.is_dir() else packaged.parent.parent / "templates"

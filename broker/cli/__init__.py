@@ -1,0 +1,65 @@
+"""`broker …`: the command line. Also `python -m broker` and, for what needs the application, `flask --app wsgi …`."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import TextIO
+
+import click
+from flask import Flask
+from flask.cli import AppGroup, ScriptInfo
+
+from broker import __version__
+from broker.cli import keys, processes, records, schema
+from broker.cli.printing import complain
+from broker.errors import BrokerError
+
+
+class BrokerGroup(AppGroup):
+    """The root group: every error of ours ends as a sentence on standard error and exit code 1."""
+
+    def invoke(self, ctx: click.Context) -> object:
+        """Run the command."""
+        try:
+            return super().invoke(ctx)
+        except BrokerError as failure:
+            complain(failure)
+            ctx.exit(1)
+
+
+@click.group(cls=BrokerGroup, name="broker")
+@click.version_option(__version__, prog_name="broker")
+@click.option(
+    "--env-file",
+    type=click.Path(exists=True, dir_okay=False, path_type=Path),
+    help="Read settings from this file instead of ./.env; the environment still wins.",
+)
+@click.pass_context
+def broker(context: click.Context, env_file: Path | None) -> None:
+    """Run and look after the OAuth broker."""
+    # Built by the first command that needs it: `--help`, `keys generate` and `sandbox` work without settings.
+    # A server's events are its output; a command's output is what it prints, so there they go to standard error.
+    serves = context.invoked_subcommand in ("web", "worker")
+    log_to = sys.stdout if serves else sys.stderr
+    context.obj = ScriptInfo(create_app=lambda: _application(env_file, log_to))
+
+
+def _application(env_file: Path | None, log_to: TextIO) -> Flask:
+    from broker.app import create_app, read_settings
+
+    return create_app(read_settings(env_file), log_to=log_to)
+
+
+for group in (processes, records, keys, schema):
+    for command in group.COMMANDS:
+        broker.add_command(command)
+
+
+def main() -> None:
+    """Run the command line."""
+    # Tables hold people's names; a terminal without UTF-8 must not end the command.
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="replace")
+    broker.main(prog_name="broker")

@@ -1,0 +1,35 @@
+"""`broker db …`: the database's tables. For making migrations there is `flask --app wsgi db …`."""
+
+from __future__ import annotations
+
+import click
+from flask.cli import with_appcontext
+
+from broker.db import newest_revision, schema_revision
+from broker.db import upgrade as bring_up_to_date
+from broker.web import services
+
+
+@click.group()
+def db() -> None:
+    """The database's tables."""
+
+
+@db.command()
+@with_appcontext
+def upgrade() -> None:
+    """Bring the tables to what this version needs. Safe to run again, and from several processes at once."""
+    bring_up_to_date(services().settings.database_url)
+    click.echo(f"The database is at revision {newest_revision()}.")
+
+
+@db.command()
+@with_appcontext
+def current() -> None:
+    """Say which revision the tables are at, and which this version needs."""
+    with services().database.read() as connection:
+        found = schema_revision(connection)
+    click.echo(f"The database is at revision {found or 'none'}; this version needs {newest_revision()}.")
+
+
+COMMANDS = (db,)

@@ -1,0 +1,65 @@
+"""The web server: gunicorn with threads, which brings process management, graceful stops and restarts.
+
+It expects a proxy in front for TLS and slow clients (CONTRIBUTING.md, decisions).
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from flask import Flask
+from gunicorn.app.base import BaseApplication
+
+from broker.services import Services
+from broker.web.embedded import EmbeddedWorker
+
+GRACE_SECONDS = 25
+"""How long a stop waits for requests; more than the 20 s a callback may take."""
+KEEP_ALIVE_SECONDS = 5
+
+
+class Server(BaseApplication):  # type: ignore[misc]  # published without types
+    """Serves one application from any number of processes. The application is built once, before the fork."""
+
+    def __init__(self, app: Flask, *, bind: str, processes: int, threads: int) -> None:
+        self._app = app
+        self._options: dict[str, Any] = {
+            "bind": bind,
+            "workers": processes,
+            "threads": threads,
+            "worker_class": "gthread",
+            "keepalive": KEEP_ALIVE_SECONDS,
+            "graceful_timeout": GRACE_SECONDS,
+            # gthread workers report in from a thread of their own: this only ends a process that hangs altogether.
+            "timeout": 60,
+            # The access line is ours: gunicorn's would hold the query string, which carries codes.
+            "accesslog": None,
+            "loglevel": "warning",
+            "control_socket_disable": True,
+            "proc_name": "broker-web",
+            "post_fork": self._after_fork,
+            "worker_exit": self._before_exit,
+        }
+        super().__init__()
+
+    def load_config(self) -> None:
+        """Give gunicorn our options, and none from the command line or the environment."""
+        for name, value in self._options.items():
+            self.cfg.set(name, value)
+
+    def load(self) -> Flask:
+        """Return the application."""
+        return self._app
+
+    def _after_fork(self, _arbiter: object, _worker: object) -> None:
+        services: Services = self._app.extensions["broker"]
+        services.database.after_fork()
+        self._worker.start()
+
+    def _before_exit(self, _arbiter: object, _worker: object) -> None:
+        self._worker.stop()
+
+    @property
+    def _worker(self) -> EmbeddedWorker:
+        worker: EmbeddedWorker = self._app.extensions["broker.worker"]
+        return worker

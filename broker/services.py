@@ -1,0 +1,46 @@
+"""What the composition root builds and the views are handed: one place that names every collaborator."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from broker.apikeys import ApiKeys
+from broker.apps import AppCatalogue
+from broker.clock import Clock
+from broker.connections import Connections
+from broker.db import Database
+from broker.delivery import Deliveries
+from broker.flow_page import FlowPages
+from broker.flows import Flows
+from broker.jobs import Jobs
+from broker.journal import FlowJournal
+from broker.keyring import KeyRing
+from broker.links import Links
+from broker.operators import Operators
+from broker.reconciliation import Reconciliation
+from broker.sessions import Sessions
+from broker.settings import Settings
+from broker.verification import Verifications
+
+
+@dataclass(frozen=True)
+class Services:
+    """The collaborators of one running broker."""
+
+    settings: Settings
+    clock: Clock
+    database: Database
+    apps: AppCatalogue
+    key_ring: KeyRing
+    api_keys: ApiKeys
+    links: Links
+    flows: Flows
+    flow_pages: FlowPages
+    journal: FlowJournal
+    connections: Connections
+    deliveries: Deliveries
+    verifications: Verifications
+    reconciliation: Reconciliation
+    jobs: Jobs
+    operators: Operators
+    sessions: Sessions

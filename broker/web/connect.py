@@ -1,0 +1,169 @@
+"""Connecting an account: the link's page, the way to the provider and back, and the page of each attempt."""
+
+from __future__ import annotations
+
+from datetime import timedelta
+
+from flask import Blueprint, Response, make_response, redirect, render_template, request, url_for
+from werkzeug.exceptions import NotFound
+from werkzeug.wrappers import Response as BaseResponse
+
+from broker.callback import parse_callback, parse_setup
+from broker.errors import PrefetchRefused
+from broker.flow_page import FlowPage
+from broker.flows import Onward
+from broker.journal import Browser
+from broker.models import FlowState
+from broker.secret import Secret
+from broker.sessions import SignedIn
+from broker.web import cookies, services
+from broker.web.outcome import describe
+from broker.web.security import allow_leaving, is_ahead_of_the_person, keep_own_referrer
+
+LOOKS = 24
+"""How often a pending page without script looks again, every 5 s: two minutes."""
+
+SESSION_AFTER_DONE = timedelta(minutes=30)
+"""How long after a connection was saved its page still signs its browser in."""
+
+blueprint = Blueprint("connect", __name__)
+
+
+def this_browser() -> Browser | None:
+    """Return the browser in front of us, None when it carries no secret of ours."""
+    secret = cookies.read(cookies.BROWSER)
+    return Browser(Secret(secret)) if secret else None
+
+
+@blueprint.get("/connect/<token>")
+def link(token: str) -> str:
+    """Explain what is about to be connected, for whom; spends nothing."""
+    browser = this_browser()
+    counts = not is_ahead_of_the_person()
+    opened = services().links.opened(token, browser.hash if browser else None, count=counts)
+    if opened.manage:
+        keep_own_referrer()
+        return render_template("connect/manage.html", link=opened, token=token)
+    allow_leaving()
+    by_id = services().connections.by_id
+    return render_template(
+        "connect/link.html",
+        link=opened,
+        token=token,
+        connected={app_key: by_id(connection_id) for app_key, connection_id in opened.spent.items()},
+        open=opened.expires_at > services().clock.now(),
+    )
+
+
+@blueprint.post("/connect/<token>/start/<app_key>")
+def start(token: str, app_key: str) -> BaseResponse:
+    """Start a flow and lead the person to the provider."""
+    secret = cookies.read(cookies.BROWSER)
+    browser = Browser(Secret(secret) if secret else cookies.new_browser_secret())
+    response = redirect(services().flows.begin(token, app_key, browser), 303)
+    if secret is None:
+        cookies.write(response, cookies.BROWSER, browser.secret, cookies.BROWSER_LIFE)
+    return response
+
+
+@blueprint.post("/connect/<token>/open")
+def open_manage(token: str) -> BaseResponse:
+    """Sign the person in whom a manage link was made for."""
+    browser = this_browser()
+    opened = services().links.opened(token, browser.hash if browser else None, count=True)
+    if not opened.manage:
+        raise NotFound
+    response = redirect(url_for("connections.index"), 303)
+    cookies.sign_in(response, end_user_id=opened.end_user_id, link_id=None)
+    return response
+
+
+@blueprint.get("/oauth/<app_key>/callback")
+def callback(app_key: str) -> BaseResponse:
+    """Take the provider's answer; always leads on to a clean address."""
+    if request.method == "HEAD":
+        return Response(status=204)
+    if is_ahead_of_the_person():
+        raise PrefetchRefused
+    answer = parse_callback(request.query_string)
+    return _onward(services().flows.complete(app_key, answer, this_browser()))
+
+
+@blueprint.get("/oauth/<app_key>/setup")
+def setup(app_key: str) -> BaseResponse:
+    """Take the person back from the provider's installation page."""
+    if request.method == "HEAD":
+        return Response(status=204)
+    if is_ahead_of_the_person():
+        raise PrefetchRefused
+    onward = services().flows.installed(app_key, parse_setup(request.query_string), this_browser())
+    if onward is None:
+        return make_response(render_template("connect/approved.html"))
+    return _onward(onward)
+
+
+@blueprint.get("/flows/<ref>")
+def flow(ref: str) -> BaseResponse:
+    """Show how far an attempt has come."""
+    page = services().flow_pages.page(ref, this_browser())
+    now = services().clock.now()
+    view = describe(page, host=services().settings.branding.name, now=now)
+    looks = request.args.get("n", 0, type=int)
+    following = url_for("connect.flow", ref=ref, n=looks + 1) if view.waiting and 0 <= looks < LOOKS else None
+    allow_leaving()
+    text = render_template(
+        "connect/flow.html",
+        page=page,
+        view=view,
+        stage=_stage(page),
+        next_look=following,
+        choose_one="choose" in request.args,
+    )
+    response = make_response(text, view.status)
+    if page.state is FlowState.DONE and page.ended_at is not None and now - page.ended_at < SESSION_AFTER_DONE:
+        _sign_in(response, page)
+    return response
+
+
+@blueprint.post("/flows/<ref>/start/<app_key>")
+def start_again(ref: str, app_key: str) -> BaseResponse:
+    """Start another attempt through the same link."""
+    return redirect(services().flows.begin_again(ref, app_key, this_browser()), 303)
+
+
+@blueprint.post("/flows/<ref>/install")
+def install(ref: str) -> BaseResponse:
+    """Lead the person to the provider's installation page once more."""
+    return redirect(services().flows.install_again(ref, this_browser()), 303)
+
+
+@blueprint.post("/flows/<ref>/choose")
+def choose(ref: str) -> BaseResponse:
+    """Go on with the account the person picked."""
+    account = request.form.get("account")
+    if not account:
+        return redirect(url_for("connect.flow", ref=ref, choose=1), 303)
+    services().flows.choose(ref, account, this_browser())
+    return redirect(url_for("connect.flow", ref=ref), 303)
+
+
+def _onward(onward: Onward) -> BaseResponse:
+    return redirect(onward.address or url_for("connect.flow", ref=onward.flow_ref), 303)
+
+
+def _stage(page: FlowPage) -> str:
+    return f"{page.state}/{page.hold or ''}/{page.connection.status if page.connection else ''}"
+
+
+def _sign_in(response: BaseResponse, page: FlowPage) -> None:
+    """Let the browser that saved a connection see it, unless it can already or nobody is looking."""
+    if is_ahead_of_the_person():
+        return
+    signed_in = services().sessions.find(cookies.read(cookies.SESSION))
+    if signed_in is not None and signed_in.end_user_id == page.end_user_id and _shows(signed_in, page):
+        return
+    cookies.sign_in(response, end_user_id=page.end_user_id, link_id=page.session_link_id)
+
+
+def _shows(signed_in: SignedIn, page: FlowPage) -> bool:
+    return signed_in.link_id in (None, page.session_link_id)

@@ -1,0 +1,78 @@
+"""The operators' console: `/ops`. What each role may do is written down here, once; what is not is refused."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from types import MappingProxyType
+
+from flask import Blueprint, g, redirect, request
+from werkzeug.wrappers import Response
+
+from broker.errors import Refused
+from broker.models import Role
+from broker.sessions import SignedInOperator
+from broker.web import cookies, services
+from broker.web.console import connections, sign_in
+
+blueprint = Blueprint("console", __name__, url_prefix="/ops")
+blueprint.add_url_rule("/sign-in", view_func=sign_in.show_sign_in, methods=["GET"])
+blueprint.add_url_rule("/sign-in", view_func=sign_in.do_sign_in, methods=["POST"])
+blueprint.add_url_rule("/sign-out", view_func=sign_in.do_sign_out, methods=["POST"])
+blueprint.add_url_rule("/", view_func=connections.home, methods=["GET"])
+blueprint.add_url_rule("/connections", view_func=connections.list_connections, methods=["GET"])
+blueprint.add_url_rule("/connections/<ref>", view_func=connections.show_connection, methods=["GET"])
+blueprint.add_url_rule("/connections/<ref>/retry", view_func=connections.retry_connection, methods=["POST"])
+
+OPEN = frozenset({"console.show_sign_in", "console.do_sign_in"})
+"""Endpoints for people who are not signed in."""
+
+ROLES: Mapping[str, Role] = MappingProxyType(
+    {
+        "console.do_sign_out": Role.VIEWER,
+        "console.home": Role.VIEWER,
+        "console.list_connections": Role.VIEWER,
+        "console.show_connection": Role.VIEWER,
+        "console.retry_connection": Role.OPERATOR,
+    }
+)
+"""The least role each endpoint asks for. An endpoint in neither table is refused to everybody."""
+
+_RANKS = {role: rank for rank, role in enumerate(Role)}
+
+
+class NotPermitted(Refused):
+    """The operator's role does not include this."""
+
+    code = "not_permitted"
+    status = 403
+    heading = "You do not have access to this"
+    advice = "Your role does not include it. An admin can create an operator with a higher role."
+
+
+def may(operator: SignedInOperator, endpoint: str) -> bool:
+    """Tell whether an operator's role includes an endpoint."""
+    least = ROLES.get(endpoint)
+    return least is not None and _RANKS[operator.role] >= _RANKS[least]
+
+
+@blueprint.before_request
+def guard() -> Response | None:
+    """Let nobody past who is not signed in with a role that includes the endpoint."""
+    endpoint = request.endpoint or ""
+    token = cookies.read(cookies.OPERATOR)
+    signed_in = services().sessions.find(token)
+    g.operator = signed_in.operator if signed_in is not None else None
+    if endpoint in OPEN:
+        return None
+    if g.operator is None:
+        return redirect(sign_in.sign_in_address(ended=token is not None), 303)
+    if not may(g.operator, endpoint):
+        raise NotPermitted
+    return None
+
+
+@blueprint.context_processor
+def who() -> dict[str, object]:
+    """Tell the templates who is signed in and what to leave out for them."""
+    operator = g.get("operator")
+    return {"operator": operator, "may": lambda endpoint: operator is not None and may(operator, endpoint)}

@@ -1,0 +1,76 @@
+"""The cookies: names, attributes, and the two values that views read from them.
+
+`__Host-` and Secure exactly when the public address is https. Plain http is a development mode with names
+of its own, so that no browser mixes the two up.
+"""
+
+from __future__ import annotations
+
+import re
+from datetime import timedelta
+
+from flask import request
+from werkzeug.wrappers import Response
+
+from broker.secret import Secret, random_token
+from broker.settings import Settings
+from broker.web import services
+
+BROWSER = "browser"
+"""Binds links and flows to the browser that started them."""
+SESSION = "session"
+"""Signs an end user in."""
+OPERATOR = "operator"
+"""Signs an operator in; never the same cookie as an end user's."""
+CSRF = "csrf"
+"""Flask's own signed session, which holds nothing but the CSRF token."""
+
+BROWSER_LIFE = timedelta(days=7)
+SESSION_LIFE = timedelta(minutes=30)
+
+_TOKEN = re.compile(r"[A-Za-z0-9_-]{32,128}")
+
+
+def cookie_name(purpose: str, settings: Settings) -> str:
+    """Return the full name of the cookie for `purpose`."""
+    return f"{'__Host-' if settings.secure_cookies else ''}broker_{purpose}"
+
+
+def read(purpose: str) -> str | None:
+    """Return the cookie for `purpose`, or None when it is absent or cannot be one of ours."""
+    value = request.cookies.get(cookie_name(purpose, services().settings), "")
+    return value if _TOKEN.fullmatch(value) else None
+
+
+def write(response: Response, purpose: str, value: Secret, life: timedelta) -> None:
+    """Set the cookie for `purpose` on `response`."""
+    settings = services().settings
+    response.set_cookie(
+        cookie_name(purpose, settings),
+        value.reveal(),
+        max_age=life,
+        path="/",
+        secure=settings.secure_cookies,
+        httponly=True,
+        samesite="Lax",
+    )
+
+
+def forget(response: Response, purpose: str) -> None:
+    """Ask the browser to drop the cookie for `purpose`."""
+    settings = services().settings
+    response.delete_cookie(
+        cookie_name(purpose, settings), path="/", secure=settings.secure_cookies, httponly=True, samesite="Lax"
+    )
+
+
+def new_browser_secret() -> Secret:
+    """Return a fresh 256-bit secret for a browser that has none."""
+    return Secret(random_token(256))
+
+
+def sign_in(response: Response, *, end_user_id: int, link_id: int | None) -> None:
+    """Open a session for an end user and end the one this browser had; `link_id` limits what it shows."""
+    sessions = services().sessions
+    sessions.end(read(SESSION))
+    write(response, SESSION, sessions.open_end_user(None, end_user_id, link_id), SESSION_LIFE)

@@ -1,0 +1,155 @@
+"""Every failure becomes a page with a heading, advice and a reference, or problem+json for machines."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from http import HTTPStatus
+
+import structlog
+from flask import Flask, render_template, request
+from flask_wtf.csrf import CSRFError
+from markupsafe import escape
+from werkzeug.exceptions import HTTPException
+from werkzeug.wrappers import Response
+
+from broker.errors import BrokerError, Refused
+from broker.web import request_ref, services
+from broker.web.outcome import opening
+
+log = structlog.get_logger("broker.errors")
+
+MACHINE_PATHS = ("/api/", "/hooks/")
+"""Callers below these paths are programs."""
+
+RETRY_SECONDS = 30
+"""What a 503 asks callers to wait."""
+
+
+@dataclass(frozen=True)
+class Sentence:
+    """What a page says of a failure."""
+
+    code: str
+    heading: str
+    advice: str
+
+
+NOT_HERE = Sentence("not_allowed_here", "That cannot be done here", "Go back and use the buttons on the page.")
+UNAVAILABLE = Sentence("unavailable", "The service is not available", "Try again in a few minutes.")
+BROKEN = Sentence("internal_error", BrokerError.heading, BrokerError.advice)
+SENTENCES = {
+    400: Sentence("bad_request", "That request was not understood", "Go back, reload the page and try again."),
+    401: Sentence("sign_in_required", "Sign in again", "Your session has ended. Go back to where you started."),
+    403: Sentence("forbidden", "You do not have access to this", "Ask the people who run this service for access."),
+    404: Sentence("not_found", "Page not found", "Check the address, or go back to where you found the link."),
+    405: NOT_HERE,
+    409: Sentence("conflict", "Someone changed this first", "Reload the page to see how it is now, then try again."),
+    410: Sentence("gone", "This page is gone", "Go back to where you found the link and start again."),
+    413: Sentence("too_large", "That cannot be done here", "What was sent is too large."),
+    415: NOT_HERE,
+    429: Sentence("too_many_requests", "Too many requests", "Wait a minute, then try again."),
+    502: UNAVAILABLE,
+    503: UNAVAILABLE,
+    504: UNAVAILABLE,
+}
+STALE_FORM = Sentence(
+    "form_expired", "That request was not understood", "This page was open too long. Go back, reload, try again."
+)
+
+
+def init_app(app: Flask) -> None:
+    """Answer every failure of `app`."""
+    app.register_error_handler(BrokerError, on_broker_error)
+    app.register_error_handler(CSRFError, on_stale_form)
+    app.register_error_handler(HTTPException, on_http_error)
+    app.register_error_handler(Exception, on_surprise)
+
+
+def on_broker_error(error: BrokerError) -> Response:
+    """Answer a failure that this program raised on purpose."""
+    if error.status >= 500:
+        log.error("failed", error=error.code, detail=error.detail, exc_info=error)
+    else:
+        log.info("refused", error=error.code, detail=error.detail)
+    sentence = Sentence(error.code, _filled(error.heading), _filled(error.advice))
+    response = answer(error.status if error.status >= 400 else 500, sentence, fields=_fields(error))
+    if error.status == 503:
+        response.headers["Retry-After"] = str(RETRY_SECONDS)
+    elif (wait := getattr(error, "retry_after", None)) is not None:
+        response.headers["Retry-After"] = str(max(1, round(wait)))
+    return response
+
+
+def on_stale_form(error: CSRFError) -> Response:
+    """Answer a form whose CSRF token is missing, wrong or old."""
+    log.info("refused", error=STALE_FORM.code, detail=error.description)
+    return answer(400, STALE_FORM)
+
+
+def on_http_error(error: HTTPException) -> Response:
+    """Answer what the framework refused: an unknown address, a wrong method, a body too large."""
+    status = error.code or 500
+    if status < 400:
+        return error.get_response()
+    response = answer(status, SENTENCES.get(status) or (BROKEN if status >= 500 else SENTENCES[400]))
+    for name, value in error.get_headers():
+        if name in {"Allow", "Retry-After", "WWW-Authenticate"}:
+            response.headers[name] = value
+    return response
+
+
+def on_surprise(error: Exception) -> Response:
+    """Answer what nobody expected; the traceback goes to the log, never to the page."""
+    log.error("crashed", error=type(error).__name__, exc_info=error)
+    return answer(500, BROKEN)
+
+
+def answer(status: int, sentence: Sentence, *, fields: dict[str, list[str]] | None = None) -> Response:
+    """Return the answer for a failed request in the form its caller reads."""
+    if request.path.startswith(MACHINE_PATHS):
+        return problem(status, sentence.code, sentence.heading, sentence.advice, fields=fields)
+    return page(status, sentence)
+
+
+def problem(status: int, code: str, title: str, detail: str, *, fields: dict[str, list[str]] | None = None) -> Response:
+    """Return an RFC 9457 answer; `error_ref` is the reference that people see too."""
+    body: dict[str, object] = {
+        "type": "about:blank",
+        "title": title,
+        "status": status,
+        "detail": detail,
+        "code": code,
+        "error_ref": request_ref(),
+    }
+    if fields:
+        body["errors"] = fields
+    return Response(json.dumps(body), status, content_type="application/problem+json")
+
+
+def page(status: int, sentence: Sentence) -> Response:
+    """Return the page for a failed request: it needs no database, and no template engine if that is what broke."""
+    try:
+        text = render_template("errors/error.html", status=status, error=sentence, ref=request_ref())
+    except Exception:
+        # Whatever is wrong with the templates, the person still gets a sentence.
+        log.exception("error_page_failed")
+        text = _plain_page(status, sentence)
+    return Response(text, status, content_type="text/html; charset=utf-8")
+
+
+def _plain_page(status: int, sentence: Sentence) -> str:
+    title = escape(sentence.heading or HTTPStatus(status).phrase)
+    return (
+        f'<!doctype html><html lang="en"><meta charset="utf-8"><title>Error: {title}</title>'
+        f"<h1>{title}</h1><p>{escape(sentence.advice)}</p><p>Reference {request_ref()}</p></html>"
+    )
+
+
+def _fields(error: BrokerError) -> dict[str, list[str]] | None:
+    # Only refusals of ours: what Sequin or a provider did not like is not for strangers.
+    return getattr(error, "fields", None) if isinstance(error, Refused) else None
+
+
+def _filled(text: str) -> str:
+    return opening(text.format(provider="the other side", host=services().settings.branding.name))

@@ -1,0 +1,39 @@
+"""Rate limits of single processes: connect links per API key, flow starts per address.
+
+Sign-in throttling is not here: it must count over every process, so the database does it.
+"""
+
+from __future__ import annotations
+
+from typing import cast
+
+from flask import Flask
+from flask.typing import RouteCallable
+from flask_limiter import Limiter
+from flask_limiter.util import get_remote_address
+
+from broker.settings import Settings
+from broker.web.api import limiter_key
+
+
+def init_app(app: Flask, settings: Settings) -> None:
+    """Limit the routes of `app` that create something; call it after they are registered."""
+    limits = settings.limits
+    limiter = Limiter(
+        get_remote_address,
+        app=app,
+        storage_uri="memory://",
+        strategy="fixed-window",
+        headers_enabled=True,
+        enabled=limits.enabled,
+    )
+    starts = f"{limits.starts_per_second} per second"
+    rules = {
+        "api.create_link": (f"{limits.links_per_second} per second", limiter_key),
+        "connect.start": (starts, get_remote_address),
+        "connect.start_again": (starts, get_remote_address),
+        "connect.install": (starts, get_remote_address),
+    }
+    for endpoint, (rate, key) in rules.items():
+        limited = limiter.limit(rate, key_func=key)(app.view_functions[endpoint])
+        app.view_functions[endpoint] = cast(RouteCallable, limited)

@@ -1,0 +1,45 @@
+// Everything works without this file. It adds: relative times, button text while leaving, fewer reloads.
+(() => {
+  "use strict";
+
+  const units = [["day", 86400], ["hour", 3600], ["minute", 60]];
+  const words = new Intl.RelativeTimeFormat(document.documentElement.lang || "en", { numeric: "auto" });
+  for (const element of document.querySelectorAll("time[data-relative]")) {
+    const seconds = (Date.parse(element.dateTime) - Date.now()) / 1000;
+    const [unit, size] = units.find(([, size]) => Math.abs(seconds) >= size) || ["second", 1];
+    element.title = element.textContent;
+    element.textContent = words.format(Math.round(seconds / size), unit);
+  }
+
+  // A second press while the browser leaves does nothing; coming back with the Back button starts afresh.
+  document.addEventListener("submit", (event) => {
+    const button = event.submitter;
+    if (!button || !button.dataset.busy) return;
+    if (button.getAttribute("aria-busy") === "true") return event.preventDefault();
+    button.dataset.label = button.textContent;
+    button.textContent = button.dataset.busy;
+    button.setAttribute("aria-busy", "true");
+  });
+  addEventListener("pageshow", () => {
+    for (const button of document.querySelectorAll("[aria-busy=true][data-label]")) {
+      button.textContent = button.dataset.label;
+      button.removeAttribute("aria-busy");
+    }
+  });
+
+  // A pending page looks again after 2, 4, 8 … seconds, for two minutes, and reloads only when something changed.
+  const pending = document.querySelector("[data-poll]");
+  const look = async (wait, spent) => {
+    if (spent >= 120) return;
+    await new Promise((done) => setTimeout(done, wait * 1000));
+    let stage = pending.dataset.poll;
+    try {
+      const text = await (await fetch(location.pathname, { credentials: "same-origin" })).text();
+      const found = new DOMParser().parseFromString(text, "text/html").querySelector("[data-stage]");
+      if (found) stage = found.dataset.stage;
+    } catch { /* offline for a moment: look again later */ }
+    if (stage !== pending.dataset.poll) return location.replace(location.pathname);
+    look(Math.min(wait * 2, 16), spent + wait);
+  };
+  if (pending) look(2, 0);
+})();

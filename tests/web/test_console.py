@@ -1,0 +1,372 @@
+"""The operators' console: signing in, roles, the list, a connection's page."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from html import unescape
+from pathlib import Path
+from typing import Any
+
+import pytest
+from flask import Flask
+from flask.testing import FlaskClient
+from werkzeug.test import TestResponse
+
+from broker.app import create_app
+from broker.models import ImportState, Role
+from broker.operators import Operators
+from broker.secret import Secret
+from broker.web.console import OPEN, ROLES
+from tests.house import House, make_settings, open_house
+
+PASSWORD = "correct horse battery staple"
+
+
+@pytest.fixture
+def house(database_url: str) -> Iterator[House]:
+    with open_house(database_url) as opened:
+        yield opened
+
+
+@pytest.fixture
+def app(house: House, tmp_path: Path) -> Iterator[Flask]:
+    built = create_app(make_settings(house.settings.database_url, data_dir=tmp_path), clock=house.clock)
+    yield built
+    built.extensions["broker"].database.engine.dispose()
+
+
+@pytest.fixture
+def client(app: Flask) -> FlaskClient:
+    return app.test_client()
+
+
+@pytest.fixture
+def operators(house: House) -> Operators:
+    return Operators(house.database, house.clock)
+
+
+def csrf_of(response: TestResponse) -> str:
+    found = re.search(r'name="csrf_token" value="([^"]+)"', response.get_data(as_text=True))
+    assert found
+    return found[1]
+
+
+def sign_in(client: FlaskClient, email: str = "sam@example.com", password: str = PASSWORD, **more: str) -> TestResponse:
+    token = csrf_of(client.get("/ops/sign-in"))
+    return client.post("/ops/sign-in", data={"email": email, "password": password, "csrf_token": token} | more)
+
+
+def signed_in(app: Flask, operators: Operators, role: Role = Role.OPERATOR) -> FlaskClient:
+    operators.create(f"{role}@example.com", Secret(PASSWORD), role)
+    client = app.test_client()
+    assert sign_in(client, f"{role}@example.com").status_code == 303
+    return client
+
+
+def text_of(response: TestResponse) -> str:
+    return unescape(response.get_data(as_text=True))
+
+
+def console_rules(app: Flask) -> list[tuple[str, str, str]]:
+    """Return every console route as method, path and endpoint."""
+    found = []
+    for rule in app.url_map.iter_rules():
+        if rule.rule.startswith("/ops"):
+            path = rule.rule.replace("<ref>", "AAAA-BBBB-CCCC")
+            found += [(method, path, rule.endpoint) for method in (rule.methods or set()) - {"HEAD", "OPTIONS"}]
+    return found
+
+
+# --- who may do what --------------------------------------------------------------------------------
+
+
+def test_every_route_is_in_one_of_the_two_tables(app: Flask) -> None:
+    endpoints = {endpoint for _, _, endpoint in console_rules(app)}
+    assert endpoints == set(ROLES) | OPEN
+    assert not set(ROLES) & OPEN
+
+
+def test_every_route_asks_strangers_to_sign_in(app: Flask, client: FlaskClient) -> None:
+    app.config["WTF_CSRF_ENABLED"] = False
+    for method, path, endpoint in console_rules(app):
+        if endpoint in OPEN:
+            continue
+        for cookie in (None, "x" * 43):
+            if cookie:
+                client.set_cookie("broker_operator", cookie)
+            response = client.open(path, method=method)
+            assert response.status_code == 303, path
+            assert response.headers["Location"].startswith("/ops/sign-in")
+
+
+def test_every_route_is_refused_to_every_lower_role(app: Flask, operators: Operators) -> None:
+    app.config["WTF_CSRF_ENABLED"] = False
+    ranks = list(Role)
+    for role in Role:
+        operators.create(f"{role}@example.com", Secret(PASSWORD), role)
+    for method, path, endpoint in console_rules(app):
+        if endpoint in OPEN:
+            continue
+        for role in Role:
+            client = app.test_client()
+            client.post("/ops/sign-in", data={"email": f"{role}@example.com", "password": PASSWORD})
+            status = client.open(path, method=method).status_code
+            assert (status == 403) == (ranks.index(role) < ranks.index(ROLES[endpoint])), (role, endpoint)
+
+
+def test_a_route_in_no_table_is_refused_to_an_admin(
+    app: Flask, operators: Operators, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    client = signed_in(app, operators, Role.ADMIN)
+    monkeypatch.setattr("broker.web.console.ROLES", {})
+    assert client.get("/ops/connections").status_code == 403
+
+
+def test_an_end_users_session_opens_no_console(app: Flask, house: House, client: FlaskClient) -> None:
+    token = app.extensions["broker"].sessions.open_end_user(None, house.end_user("jo"), None)
+    client.set_cookie("broker_operator", token.reveal())
+    assert client.get("/ops/connections").status_code == 303
+
+
+def test_every_unsafe_route_needs_a_token(app: Flask, operators: Operators) -> None:
+    client = signed_in(app, operators, Role.ADMIN)
+    for method, path, _ in console_rules(app):
+        if method != "GET":
+            assert client.open(path, method=method).status_code == 400, path
+
+
+# --- signing in -------------------------------------------------------------------------------------
+
+
+def test_the_first_visit_says_how_to_make_an_operator(client: FlaskClient, operators: Operators) -> None:
+    assert "broker operator create" in text_of(client.get("/ops/sign-in"))
+    operators.create("sam@example.com", Secret(PASSWORD), Role.ADMIN)
+    assert "broker operator create" not in text_of(client.get("/ops/sign-in"))
+
+
+def test_signing_in_leads_to_the_list_under_a_new_session(client: FlaskClient, operators: Operators) -> None:
+    operators.create("sam@example.com", Secret(PASSWORD), Role.ADMIN)
+    first = sign_in(client)
+    assert (first.status_code, first.headers["Location"]) == (303, "/ops/connections")
+    cookie = next(value for value in first.headers.getlist("Set-Cookie") if value.startswith("broker_operator="))
+    assert "HttpOnly" in cookie
+    assert "SameSite=Lax" in cookie
+    assert "Path=/" in cookie
+    assert "sam@example.com" in text_of(client.get("/ops/connections"))
+    assert client.get("/ops/connections").headers["Cache-Control"] == "no-store"
+    assert client.get("/ops/sign-in").headers["Location"] == "/ops/connections"
+
+
+def test_signing_in_again_ends_the_session_before(app: Flask, operators: Operators) -> None:
+    client = signed_in(app, operators)
+    before = client.get_cookie("broker_operator")
+    assert before is not None
+    app.config["WTF_CSRF_ENABLED"] = False
+    client.post("/ops/sign-in", data={"email": "operator@example.com", "password": PASSWORD})
+    after = client.get_cookie("broker_operator")
+    assert after is not None
+    assert after.value != before.value
+    old = app.test_client()
+    old.set_cookie("broker_operator", before.value)
+    assert old.get("/ops/connections").status_code == 303
+
+
+def test_over_https_the_cookie_is_bound_to_this_host(house: House, tmp_path: Path, operators: Operators) -> None:
+    operators.create("sam@example.com", Secret(PASSWORD), Role.ADMIN)
+    settings = make_settings(house.settings.database_url, data_dir=tmp_path, public_url="https://broker.example")
+    app = create_app(settings, clock=house.clock)
+    app.config["WTF_CSRF_ENABLED"] = False
+    data = {"email": "sam@example.com", "password": PASSWORD}
+    answer = app.test_client().post("/ops/sign-in", data=data, base_url="https://broker.example")
+    cookie = next(value for value in answer.headers.getlist("Set-Cookie") if "broker_operator=" in value)
+    assert cookie.startswith("__Host-broker_operator=")
+    assert "Secure" in cookie
+    assert "Domain" not in cookie
+    app.extensions["broker"].database.engine.dispose()
+
+
+def test_wrong_details_read_alike_and_keep_the_e_mail(client: FlaskClient, operators: Operators) -> None:
+    operators.create("sam@example.com", Secret(PASSWORD), Role.ADMIN)
+    wrong = sign_in(client, password="wrong password <b>")
+    unknown = sign_in(client, email='"><script>alert(1)</script>@example.com')
+    assert wrong.status_code == unknown.status_code == 401
+    for page in (wrong, unknown):
+        assert "E-mail or password is not right." in text_of(page)
+        assert 'role="alert"' in text_of(page)
+        assert not any("broker_operator=" in value for value in page.headers.getlist("Set-Cookie"))
+    assert 'value="sam@example.com"' in text_of(wrong)
+    assert "wrong password" not in text_of(wrong)
+    assert "<script>alert" not in unknown.get_data(as_text=True)
+
+
+def test_too_many_tries_say_when_to_come_back(client: FlaskClient, operators: Operators) -> None:
+    operators.create("sam@example.com", Secret(PASSWORD), Role.ADMIN)
+    for _ in range(5):
+        assert sign_in(client, password="wrong password").status_code == 401
+    closed = sign_in(client)
+    assert closed.status_code == 429
+    assert closed.headers["Retry-After"] == "900"
+    assert "Try again in 15 minutes." in text_of(closed)
+
+
+def test_signing_in_returns_to_where_the_person_was_going(client: FlaskClient, operators: Operators) -> None:
+    operators.create("sam@example.com", Secret(PASSWORD), Role.ADMIN)
+    sent = client.get("/ops/connections?status=error&q=acct_1")
+    assert sent.headers["Location"] == "/ops/sign-in?next=/ops/connections?status%3Derror%26q%3Dacct_1"
+    form = client.get(sent.headers["Location"])
+    wanted = re.search(r'name="next" value="([^"]+)"', form.get_data(as_text=True))
+    assert wanted
+    there = sign_in(client, next=unescape(wanted[1]))
+    assert there.headers["Location"] == "/ops/connections?status=error&q=acct_1"
+
+
+@pytest.mark.parametrize(
+    "onward",
+    [
+        "https://evil.example/", "//evil.example", "/\\evil.example", "/ops\\evil", "\\/evil", "/opsevil",
+        "/ops@evil.example", "/ops/../connections", "/ops/%2e%2e/connections", "/ops/x\r\nSet-Cookie: a=b",
+        "/ops//evil.example", "javascript:alert(1)", "/ops/\u2028", "/",
+    ],
+)  # fmt: skip
+def test_nobody_is_led_away_after_signing_in(client: FlaskClient, operators: Operators, onward: str) -> None:
+    operators.create("sam@example.com", Secret(PASSWORD), Role.ADMIN)
+    assert sign_in(client, next=onward).headers["Location"] == "/ops/connections"
+    fresh = client.application.test_client()
+    assert 'name="next"' not in text_of(fresh.get("/ops/sign-in", query_string={"next": onward}))
+
+
+def test_signing_out_ends_the_session_here(app: Flask, operators: Operators) -> None:
+    client = signed_in(app, operators)
+    cookie = client.get_cookie("broker_operator")
+    assert cookie is not None
+    token = csrf_of(client.get("/ops/connections"))
+    out = client.post("/ops/sign-out", data={"csrf_token": token})
+    assert (out.status_code, out.headers["Location"]) == (303, "/ops/sign-in?out=1")
+    assert "You have signed out" in text_of(client.get(out.headers["Location"]))
+    client.set_cookie("broker_operator", cookie.value)
+    assert client.get("/ops/connections").status_code == 303
+
+
+def test_an_idle_session_says_why_it_ended(app: Flask, house: House, operators: Operators) -> None:
+    client = signed_in(app, operators)
+    house.clock.advance(30 * 60)
+    sent = client.get("/ops/connections")
+    assert "30 minutes without activity" in text_of(client.get(sent.headers["Location"]))
+
+
+def test_a_disabled_operator_is_out_with_the_next_click(app: Flask, operators: Operators) -> None:
+    client = signed_in(app, operators)
+    operators.disable("operator@example.com")
+    assert client.get("/ops/connections").status_code == 303
+
+
+# --- the list ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("address", ["/ops", "/ops/"])
+def test_the_house_door_leads_to_the_list(app: Flask, operators: Operators, address: str) -> None:
+    answer = signed_in(app, operators).get(address)
+    assert (answer.status_code, answer.headers["Location"]) == (303, "/ops/connections")
+
+
+def test_an_empty_list_says_how_to_begin(app: Flask, operators: Operators) -> None:
+    client = signed_in(app, operators)
+    assert "broker links create" in text_of(client.get("/ops/connections"))
+    assert "No connections match" in text_of(client.get("/ops/connections?q=nothing"))
+
+
+def test_the_list_is_searched_filtered_and_paged(app: Flask, house: House, operators: Operators) -> None:
+    client = signed_in(app, operators, Role.VIEWER)
+    jo = house.end_user("jo-1")
+    for _ in range(51):
+        house.connection(jo)
+    odd = house.connection(
+        house.end_user("sam-1"), account_id="acct_odd", account_name="<i>Odd</i>", credential_id="crd_odd",
+        import_state=ImportState.PARKED, provider="github", mode="test",
+    )  # fmt: skip
+    for query in (
+        "q=acct_odd",
+        f"q={odd}",
+        "q=crd_odd",
+        "q=sam-1",
+        "status=import_failed",
+        "provider=github",
+        "mode=test",
+    ):
+        page = client.get(f"/ops/connections?{query}")
+        assert page.status_code == 200
+        assert text_of(page).count('data-label="Account"') == 1, query
+        assert "&lt;i&gt;Odd" in page.get_data(as_text=True)
+        assert "Import failed" in text_of(page)
+    first = client.get("/ops/connections?mode=live")
+    following = re.search(r'href="([^"]+)" rel="next"', first.get_data(as_text=True))
+    assert following
+    second = client.get(unescape(following[1]))
+    assert text_of(first).count('data-label="Account"') == 50
+    assert text_of(second).count('data-label="Account"') == 1
+    assert "mode=live" in following[1]
+
+
+@pytest.mark.parametrize(
+    ("query", "status"), [("status=nope", 400), ("mode=prod", 400), ("after=NOPE", 400), ("q=%00", 200), ("q=%ff", 200)]
+)
+def test_a_bad_filter_is_a_page_and_not_a_crash(app: Flask, operators: Operators, query: str, status: int) -> None:
+    assert signed_in(app, operators).get(f"/ops/connections?{query}&provider=stripe").status_code == status
+
+
+# --- a connection's page ----------------------------------------------------------------------------
+
+
+def failed(house: House, **changes: Any) -> str:
+    values = {
+        "import_state": ImportState.HELD,
+        "import_error": "sequin_unauthorized",
+        "import_error_detail": "Sequin answered 401",
+        "grant_sealed": b"canary sealed",
+        "host_metadata": {"<b>": "</dl>"},
+    }
+    return house.connection(house.end_user("jo"), **(values | changes))
+
+
+def test_the_page_tells_what_happened_and_what_to_do(app: Flask, house: House, operators: Operators) -> None:
+    page = signed_in(app, operators).get(f"/ops/connections/{failed(house)}")
+    for words in ("Import failed", "Sequin answered 401", "SEQUIN_API_TOKEN", "Held encrypted", "Retry import"):
+        assert words in text_of(page)
+    assert "canary" not in text_of(page)
+    assert "<b>" not in page.get_data(as_text=True)
+
+
+def test_retrying_says_so_and_is_recorded_under_the_operators_name(
+    app: Flask, house: House, operators: Operators
+) -> None:
+    client, ref = signed_in(app, operators), failed(house)
+    token = csrf_of(client.get(f"/ops/connections/{ref}"))
+    answer = client.post(f"/ops/connections/{ref}/retry", data={"csrf_token": token})
+    assert answer.status_code == 303
+    after = text_of(client.get(answer.headers["Location"]))
+    assert "Asked for the import again." in after
+    assert "Import pending" in after
+    assert ("operator", "operator@example.com", "connection.retry", ref) in house.audited()
+
+
+def test_a_viewer_sees_everything_but_the_buttons(app: Flask, house: House, operators: Operators) -> None:
+    client, ref = signed_in(app, operators, Role.VIEWER), failed(house)
+    page = text_of(client.get(f"/ops/connections/{ref}"))
+    assert "Sequin answered 401" in page
+    assert "/retry" not in page
+
+
+@pytest.mark.parametrize("changes", [{"import_state": ImportState.IMPORTED}, {"disconnected_at": True}])
+def test_the_button_is_only_there_when_it_would_do_something(
+    app: Flask, house: House, operators: Operators, changes: dict[str, Any]
+) -> None:
+    if "disconnected_at" in changes:
+        changes = {"disconnected_at": house.clock.now()}
+    page = text_of(signed_in(app, operators).get(f"/ops/connections/{failed(house, **changes)}"))
+    assert "/retry" not in page
+
+
+@pytest.mark.parametrize("ref", ["NOPE", "%00", "%ff"])
+def test_an_unknown_connection_is_not_found(app: Flask, operators: Operators, ref: str) -> None:
+    assert signed_in(app, operators).get(f"/ops/connections/{ref}").status_code == 404
