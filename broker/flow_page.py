@@ -98,7 +98,7 @@ class FlowPages:
             can_retry=failed and any(app.key == flow.app_key for app in left),
             return_url=_return_address(link.return_url, flow, connected),
             end_user_id=flow.end_user_id,
-            end_user_label=person.name or person.email or person.external_id,
+            end_user_label=person.email or person.name or person.external_id,
             session_link_id=None if link.manage else link.id,
             updated_at=flow.updated_at,
             ended_at=flow.ended_at,

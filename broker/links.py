@@ -202,7 +202,7 @@ class Links:
             if row is None:
                 raise LinkUnknown
             spent = _spent(connection, row.id)
-            _admit(connection, row, bool(spent), browser_hash, now)
+            _admit(connection, row, _is_used(row, spent), browser_hash, now)
             unfinished = _unfinished(connection, row.id, browser_hash)
         if count and row.opened_at is None:
             self._mark_opened(row.id, now)
@@ -217,6 +217,31 @@ class Links:
             manage=row.manage,
             expires_at=row.expires_at,
         )
+
+    def enter(self, token: str, browser_hash: str) -> int:
+        """Spend a manage link on one browser and return whose page it opens; that browser may come again.
+
+        Raises LinkUnknown (for other links too), LinkRevoked, LinkUsed or LinkExpired.
+        """
+        now = self._clock.now()
+        with self._database.write() as connection:
+            row = connection.execute(_by_token(token)).one_or_none()
+            if row is None or not row.manage:
+                raise LinkUnknown
+            _admit(connection, row, _is_used(row, {}), browser_hash, now)
+            bound = connection.execute(
+                sa.update(Link)
+                .where(Link.id == row.id, sa.or_(Link.browser_hash.is_(None), Link.browser_hash == browser_hash))
+                .values(
+                    browser_hash=browser_hash,
+                    started_at=sa.func.coalesce(Link.started_at, now),
+                    opened_at=sa.func.coalesce(Link.opened_at, now),
+                )
+            ).rowcount
+            if not bound:
+                raise LinkUsed
+            end_user_id: int = row.end_user_id
+        return end_user_id
 
     def _view(self, connection: Connection, public_id: str) -> LinkView:
         if not storable(public_id):
@@ -433,6 +458,11 @@ def _state(row: _Row, used: bool, now: datetime) -> LinkState:
 def _spent(connection: Connection, link_id: int) -> dict[str, int]:
     rows = connection.execute(sa.select(LinkUse.app_key, LinkUse.connection_id).where(LinkUse.link_id == link_id))
     return {row.app_key: row.connection_id for row in rows}
+
+
+def _is_used(row: _Row, spent: Mapping[str, int]) -> bool:
+    """Tell whether a link belongs to its browser for good: it saved a connection, or opened a person's page."""
+    return bool(spent) or (row.manage and row.browser_hash is not None)
 
 
 def _admit(connection: Connection, row: _Row, used: bool, browser_hash: str | None, now: datetime) -> None:

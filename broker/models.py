@@ -56,6 +56,17 @@ class ImportState(StrEnum):
     IMPORTED = "imported"
 
 
+class CleanUp(StrEnum):
+    """How far a part of a disconnect has come."""
+
+    PENDING = "pending"
+    DONE = "done"
+    # There is nothing to do: the provider has no way, or others still use the grant.
+    NOT_NEEDED = "not_needed"
+    # The other side refused for good; the person is told to finish it there.
+    REFUSED = "refused"
+
+
 class JobState(StrEnum):
     """Where a job stands; only `waiting` and `running` jobs have a `due_at`."""
 
@@ -212,6 +223,22 @@ class Hop(Base):
     consumed_at: Mapped[datetime | None] = mapped_column(UtcDateTime)
 
 
+class FlowEvent(Base):
+    """One thing that happened in a flow; the timeline operators read after a crash."""
+
+    __tablename__ = "flow_events"
+
+    id: Mapped[int] = mapped_column(BigId, primary_key=True)
+    flow_id: Mapped[int] = mapped_column(sa.ForeignKey("flows.id"), index=True)
+    at: Mapped[datetime] = mapped_column(UtcDateTime)
+    # Such as left, returned, redeemed, held, attached, failed.
+    name: Mapped[str] = mapped_column(sa.String(32))
+    # How long the other side took; null where nobody was asked.
+    duration_ms: Mapped[int | None] = mapped_column()
+    # A fact for operators, never a secret; null when the name says it all.
+    detail: Mapped[str | None] = mapped_column(sa.String(500))
+
+
 class Claim(Base):
     """That one provider account belongs to one end user; taken in the transaction that connects it."""
 
@@ -238,7 +265,7 @@ class ConnectedAccount(Base):
     # Sequin's credential kind, such as stripe_oauth2.
     kind: Mapped[str] = mapped_column(sa.String(40))
     # The provider's own stable id, never a name that can be changed.
-    account_id: Mapped[str] = mapped_column(sa.String(255))
+    account_id: Mapped[str] = mapped_column(sa.String(255), index=True)
     # As the provider last gave it; cleaned, at most 200 characters.
     account_name: Mapped[str] = mapped_column(sa.String(200))
     # The provider's word, such as standard or Organization; null when it has none.
@@ -279,6 +306,10 @@ class ConnectedAccount(Base):
     revoked_at: Mapped[datetime | None] = mapped_column(UtcDateTime)
     # Null unless ended here.
     disconnected_at: Mapped[datetime | None] = mapped_column(UtcDateTime)
+    # How far ending the grant at the provider and deleting the credential in Sequin have come, each one of
+    # CleanUp; null while the connection lives.
+    revocation: Mapped[str | None] = mapped_column(sa.String(16))
+    removal: Mapped[str | None] = mapped_column(sa.String(16))
     # Stable code of what the last check found different in Sequin; null when it found nothing.
     drift: Mapped[str | None] = mapped_column(sa.String(64))
     # When the current grant was committed.
@@ -321,6 +352,40 @@ class Job(Base):
     error_detail: Mapped[str | None] = mapped_column(sa.String(500))
     created_at: Mapped[datetime] = mapped_column(UtcDateTime)
     updated_at: Mapped[datetime] = mapped_column(UtcDateTime)
+
+
+class Circuit(Base):
+    """Whether calls to one other side are let through: Sequin, or one OAuth app's provider."""
+
+    __tablename__ = "circuits"
+
+    # "sequin" or "app:<key>".
+    name: Mapped[str] = mapped_column(sa.String(64), primary_key=True)
+    # Failures in a row; zero after a success.
+    failures: Mapped[int] = mapped_column(default=0)
+    # Since when nothing is sent; null while calls go through.
+    opened_at: Mapped[datetime | None] = mapped_column(UtcDateTime)
+    # When the next single call is let through to see; null while closed.
+    probe_at: Mapped[datetime | None] = mapped_column(UtcDateTime)
+    # The last failure's stable code and a fact for operators; null after a success.
+    error: Mapped[str | None] = mapped_column(sa.String(64))
+    error_detail: Mapped[str | None] = mapped_column(sa.String(500))
+    updated_at: Mapped[datetime] = mapped_column(UtcDateTime)
+
+
+class Orphan(Base):
+    """A credential in Sequin that carries our metadata and that no connection here owns."""
+
+    __tablename__ = "orphans"
+
+    credential_id: Mapped[str] = mapped_column(sa.String(64), primary_key=True)
+    kind: Mapped[str | None] = mapped_column(sa.String(40))
+    sequin_oauth_app_id: Mapped[str | None] = mapped_column(sa.String(64))
+    # The connection reference its metadata names.
+    claimed_ref: Mapped[str] = mapped_column(sa.String(64))
+    found_at: Mapped[datetime] = mapped_column(UtcDateTime)
+    # The last sweep that saw it.
+    seen_at: Mapped[datetime] = mapped_column(UtcDateTime)
 
 
 class AuditRecord(Base):

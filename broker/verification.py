@@ -12,7 +12,7 @@ from typing import Any, ClassVar
 
 import sqlalchemy as sa
 import structlog
-from sqlalchemy.engine import Row
+from sqlalchemy.engine import Connection, Row
 
 from broker import audit
 from broker.apps import AppCatalogue
@@ -100,17 +100,40 @@ class Verifications:
     def run(self, job: LeasedJob) -> Outcome:
         """Check the connection a job speaks of, record the finding with the job, and return the outcome."""
         row = connected_row(self._database, job.subject_id)
-        if row is None or row.disconnected_at is not None or row.import_state != ImportState.IMPORTED:
-            return self._record(job, row, Done(), None)
+        if row is None or not _checkable(row):
+            return self._settle(job, Done())
+        try:
+            found = self._look(row)
+        except BrokerError as failure:
+            return self._settle(job, _judge(failure))
+        outcome = Later(self._next())
+        with self._database.write() as connection:
+            if self._jobs.settle(connection, job, outcome):
+                self._save(connection, row, found)
+        return outcome
+
+    def check(self, connection_id: int) -> Drift | None:
+        """Check one connection here and now; None when it is as imported, or has not come so far.
+
+        Raises SequinError or NetworkError when Sequin cannot be asked.
+        """
+        row = connected_row(self._database, connection_id)
+        if row is None or not _checkable(row):
+            return None
+        found = self._look(row)
+        with self._database.write() as connection:
+            self._save(connection, row, found)
+        return found
+
+    def _look(self, row: Row[Any]) -> Drift | None:
+        """Read the credential back. Raises SequinError or NetworkError."""
         try:
             found = self._compare(row, self._sequin.credential(row.credential_id))
-            if found is None and row.superseded_credential_id is not None:
-                self._sequin.delete_credential(row.superseded_credential_id)
         except SequinNotFound:
-            found = CredentialMissing()
-        except BrokerError as failure:
-            return self._record(job, None, _judge(failure), None)
-        return self._record(job, row, Later(self._next()), found)
+            return CredentialMissing()
+        if found is None and row.superseded_credential_id is not None:
+            self._sequin.delete_credential(row.superseded_credential_id)
+        return found
 
     def _compare(self, row: Row[Any], credential: Credential) -> Drift | None:
         if credential.oauth_app_id != row.sequin_oauth_app_id:
@@ -127,34 +150,37 @@ class Verifications:
     def _next(self) -> float:
         return CHECK_EVERY_SECONDS * (1 - JITTER * self._jitter())
 
-    def _record(self, job: LeasedJob, row: Row[Any] | None, outcome: Outcome, found: Drift | None) -> Outcome:
-        now = self._clock.now()
+    def _settle(self, job: LeasedJob, outcome: Outcome) -> Outcome:
         with self._database.write() as connection:
-            if not self._jobs.settle(connection, job, outcome):
-                return outcome
-            if row is None or not isinstance(outcome, Later):
-                return outcome
-            connection.execute(
-                sa.update(_connections)
-                # A reconnect or another import meanwhile: this finding speaks of what was there before.
-                .where(
-                    _connections.c.id == row.id,
-                    _connections.c.token_version == row.token_version,
-                    _connections.c.credential_id == row.credential_id,
-                )
-                .values(updated_at=now, checked_at=now, **self._finding(row, found))
+            self._jobs.settle(connection, job, outcome)
+        return outcome
+
+    def _save(self, connection: Connection, row: Row[Any], found: Drift | None) -> None:
+        now = self._clock.now()
+        changed = connection.execute(
+            sa.update(_connections)
+            # A reconnect, another import or a disconnect meanwhile: this finding speaks of what was there before.
+            .where(
+                _connections.c.id == row.id,
+                _connections.c.token_version == row.token_version,
+                _connections.c.credential_id == row.credential_id,
+                _connections.c.import_state == ImportState.IMPORTED,
+                _connections.c.disconnected_at.is_(None),
             )
-            if (found.code if found else None) != row.drift or row.verified_at is None:
-                audit.record(
-                    connection, at=now, actor_kind="worker", actor="verify", target=row.ref,
-                    action="connection.drifted" if found else "connection.verified",
-                    detail={"found": found.code if found else "as imported"},
-                )  # fmt: skip
+            .values(updated_at=now, checked_at=now, **self._finding(row, found))
+        ).rowcount
+        if not changed:
+            return
+        if (found.code if found else None) != row.drift or row.verified_at is None:
+            audit.record(
+                connection, at=now, actor_kind="worker", actor="verify", target=row.ref,
+                action="connection.drifted" if found else "connection.verified",
+                detail={"found": found.code if found else "as imported"},
+            )  # fmt: skip
         if found is None:
             log.info("verification.passed", connection=row.ref)
         else:
             log.warning("verification.drifted", connection=row.ref, error=found.code, detail=found.detail)
-        return outcome
 
     def _finding(self, row: Row[Any], found: Drift | None) -> dict[str, object]:
         if found is not None:
@@ -168,6 +194,11 @@ class Verifications:
         if not self._keep_grants and not self._apps.get(row.app_key).provider.keeps_grant:
             passed["grant_sealed"] = None
         return passed
+
+
+def _checkable(row: Row[Any]) -> bool:
+    """Tell whether Sequin is to hold something for this connection."""
+    return row.disconnected_at is None and row.import_state == ImportState.IMPORTED and row.credential_id is not None
 
 
 def _judge(failure: BrokerError) -> Outcome:

@@ -305,3 +305,18 @@ def test_a_used_link_shows_itself_to_its_own_browser_only(house: House) -> None:
     for browser in (None, THERE):
         with pytest.raises(LinkUsed):
             house.links.opened(token_of(link), browser, count=True)
+
+
+def test_a_manage_link_opens_its_persons_page_in_one_browser_only(house: House) -> None:
+    token = token_of(make(house, "jo", manage=True))
+    jo = house.value(sa.select(EndUser.id).where(EndUser.external_id == "jo"))
+    assert house.links.enter(token, HERE) == jo
+    assert house.links.enter(token, HERE) == jo
+    with pytest.raises(LinkUsed):
+        house.links.enter(token, THERE)
+
+
+def test_an_ordinary_link_opens_no_page(house: House) -> None:
+    token = token_of(make(house))
+    with pytest.raises(LinkUnknown):
+        house.links.enter(token, HERE)

@@ -8,7 +8,7 @@ from datetime import datetime
 from typing import Any, Literal, Protocol, cast
 
 from broker.errors import AccountNotPermitted, BrokerError, UnusableAnswer, Verdict
-from broker.http import Answer, retry_after
+from broker.http import Answer, Deadline, Http, retry_after
 from broker.oauth import Grant, OAuthProfile
 from broker.secret import Secret
 from broker.settings import AppOptions, OAuthApp
@@ -46,6 +46,14 @@ class ProviderRefused(BrokerError):
     cure = "Give the OAuth app the permission named in the detail, at the provider's console."
 
 
+class RevocationRefused(BrokerError):
+    """The provider will not end this access for us, now or later: only the account's owner can, over there."""
+
+    code = "revocation_refused"
+    verdict = Verdict.PERSON
+    cure = "Tell the person to remove the access on the provider's own page."
+
+
 class GrantIncomplete(BrokerError):
     """The grant lacks what an import needs, so nothing can be imported with it."""
 
@@ -80,8 +88,21 @@ class Call(Protocol):
         bearer: Secret | None = None,
         basic: tuple[str, Secret] | None = None,
         headers: Mapping[str, str] | None = None,
+        form: Mapping[str, str] | None = None,
+        json: object | None = None,
     ) -> Answer:
         """Send one request. Raises NetworkError."""
+
+
+def calls_within(http: Http, seconds: float) -> Call:
+    """Return the network door with one deadline over all calls made through it."""
+    deadline = Deadline(seconds)
+
+    def call(method: str, url: str, **options: Any) -> Answer:
+        deadline.check()
+        return http.request(method, url, deadline=deadline.remaining(), **options)
+
+    return call
 
 
 @dataclass(frozen=True)
@@ -106,6 +127,8 @@ class Provider:
     # What the connect page says will be read and will never be done, in plain words.
     reads: tuple[str, ...] = ()
     never: str = ""
+    # What the person must know besides, such as that the permission asked for is wider than the use made of it.
+    caveat: str = ""
     # Why there is no PKCE, where the provider takes none.
     no_pkce_because: str = ""
     # False where an import is built from the account alone, so that no token is needed for it.
@@ -120,6 +143,13 @@ class Provider:
     install_url: Callable[[OAuthApp, Secret], str] | None = None
     # The provider's own page about this connection.
     manage_url: Callable[[OAuthApp, Account], str] | None = None
+    # Ends at the provider what this connection was given, and nothing that another connection uses; False where
+    # there was nothing it could end. Repeating it is harmless. Raises RevocationRefused and others.
+    revoke: Callable[[OAuthApp, Account, Grant | None, Call, datetime], bool] | None = None
+    # False where the app's own registration is enough for that, so that the grant can go at once.
+    revoke_needs_grant: bool = True
+    # What stays at the provider after that, until its owner removes it there; empty where nothing does.
+    stays: Callable[[OAuthApp], str] | None = None
 
 
 def read_json(answer: Answer, *, what: str) -> Any:
@@ -129,11 +159,17 @@ def read_json(answer: Answer, *, what: str) -> Any:
     """
     if answer.status == 401:
         raise TokenRejected(f"{what}: 401")
-    if answer.status == 429 or answer.status >= 500:
+    if answer.status == 429 or answer.status >= 500 or is_limited(answer):
         raise ProviderUnavailable(f"{what}: {answer.status}", retry_after(answer.headers))
     if answer.status >= 300:
         raise ProviderRefused(f"{what}: {answer.status}")
     return answer.json()
+
+
+def is_limited(answer: Answer) -> bool:
+    """Tell whether a 403 is about how often we ask, as GitHub's limits are, and not about what."""
+    exhausted = answer.headers.get("x-ratelimit-remaining") == "0"
+    return answer.status == 403 and (exhausted or retry_after(answer.headers) is not None)
 
 
 def read_object(answer: Answer, *, what: str) -> dict[str, Any]:
@@ -164,8 +200,11 @@ __all__ = [
     "Provider",
     "ProviderRefused",
     "ProviderUnavailable",
+    "RevocationRefused",
     "TokenRejected",
+    "calls_within",
     "clean",
+    "is_limited",
     "read_json",
     "read_object",
 ]

@@ -16,8 +16,9 @@ from joserfc.jwk import RSAKey
 from pydantic import Field
 
 from broker.errors import AccountNotPermitted, AccountSuspended, UnusableAnswer
+from broker.http import Answer
 from broker.oauth import Grant, OAuthProfile
-from broker.providers.base import Account, Call, Provider, ProviderRefused, clean, read_object
+from broker.providers.base import Account, Call, Provider, ProviderRefused, clean, is_limited, read_json, read_object
 from broker.secret import Secret
 from broker.settings import AppOptions, HttpAddress, OAuthApp
 
@@ -37,6 +38,8 @@ class GitHubOptions(AppOptions):
     api_url: Annotated[HttpAddress, Field(json_schema_extra={"env": "GITHUB_API_URL"})] = "https://api.github.com"
     # What proves that a person may connect an organisation: being its admin, or any active member.
     org_proof: Literal["admin", "member"] = "admin"
+    # Whether a disconnect also removes the App from the account; everybody's access through it ends with that.
+    uninstall_on_disconnect: bool = False
 
 
 def _options(app: OAuthApp) -> GitHubOptions:
@@ -127,7 +130,7 @@ def _prove_membership(app: OAuthApp, account: Account, grant: Grant, call: Call)
     answer = call("GET", f"{_options(app).api_url}{path}", bearer=grant.access_token, headers=API_VERSION)
     if answer.status == 404:
         raise AccountNotPermitted("not a member of the organisation")
-    if answer.status == 403:
+    if answer.status == 403 and not is_limited(answer):
         raise ProviderRefused("GET /user/memberships/orgs: 403, the GitHub App needs the permission Members: read")
     membership = read_object(answer, what="GET /user/memberships/orgs")
     organization = membership.get("organization")
@@ -181,6 +184,50 @@ def identity(account: Account) -> dict[str, object]:
     return {"account_type": account.type, "installation_id": account.facts["installation_id"]}
 
 
+def revoke(app: OAuthApp, account: Account, grant: Grant | None, call: Call, now: datetime) -> bool:
+    """End the one token we hold, never the person's whole grant; uninstall only where the settings say so."""
+    ended = False
+    if grant is not None and grant.access_token is not None:
+        _end_token(app, grant.access_token, call)
+        ended = True
+    if _options(app).uninstall_on_disconnect:
+        _uninstall(app, account, call, now)
+        ended = True
+    return ended
+
+
+def _end_token(app: OAuthApp, token: Secret, call: Call) -> None:
+    answer = call(
+        "DELETE",
+        f"{_options(app).api_url}/applications/{quote(app.client_id, safe='')}/token",
+        basic=(app.client_id, app.client_secrets[0]),
+        json={"access_token": token.reveal()},
+        headers=API_VERSION,
+    )
+    _require_gone(answer, what="DELETE /applications/token")
+
+
+def _uninstall(app: OAuthApp, account: Account, call: Call, now: datetime) -> None:
+    url = f"{_options(app).api_url}/app/installations/{account.facts['installation_id']}"
+    answer = call("DELETE", url, bearer=app_jwt(app, now), headers=API_VERSION)
+    _require_gone(answer, what="DELETE /app/installations")
+
+
+def _require_gone(answer: Answer, *, what: str) -> None:
+    # 404 and 422: it has ended already, or it expired.
+    if answer.status in {204, 404, 422}:
+        return
+    if answer.status == 401:
+        raise ProviderRefused(f"{what}: 401, GitHub does not accept our registration")
+    read_json(answer, what=what)
+    raise UnusableAnswer(f"{what}: {answer.status}")
+
+
+def stays(app: OAuthApp) -> str:
+    """Return what a disconnect leaves at GitHub."""
+    return "" if _options(app).uninstall_on_disconnect else "the app's installation"
+
+
 def manage_url(app: OAuthApp, account: Account) -> str:
     """Return the page where the account's owner reviews or removes the installation."""
     options = _options(app)
@@ -203,6 +250,8 @@ PROVIDER = Provider(
     identity=identity,
     install_url=install_url,
     manage_url=manage_url,
+    revoke=revoke,
+    stays=stays,
     reads=("the repositories you choose", "issues and pull requests", "organisation members"),
     never="see your password",
     import_needs_grant=False,

@@ -5,14 +5,32 @@ Source: docs.stripe.com/connect/oauth-reference and /connect/oauth-standard-acco
 
 from __future__ import annotations
 
+from datetime import datetime
 from typing import Annotated, Any
 
 from pydantic import Field
 
 from broker.errors import UnusableAnswer
-from broker.oauth import Grant, OAuthProfile
-from broker.providers.base import Account, Call, GrantIncomplete, Mode, Provider, clean, read_object
+from broker.http import Answer, readable
+from broker.oauth import Grant, OAuthProfile, error_code
+from broker.providers.base import (
+    Account,
+    Call,
+    GrantIncomplete,
+    Mode,
+    Provider,
+    ProviderRefused,
+    RevocationRefused,
+    clean,
+    read_object,
+)
+from broker.secret import Secret
 from broker.settings import AppOptions, HttpAddress, OAuthApp
+
+DEAUTHORIZE = "POST /oauth/deauthorize"
+# Stripe says both with the code `invalid_client`, so that only its description tells them apart.
+NOT_CONNECTED = "not connected to stripe account"
+NOT_DEAUTHORIZED_BY_US = "no_deauth_on_controlled_account"
 
 
 class StripeOptions(AppOptions):
@@ -105,6 +123,35 @@ def identity(account: Account) -> dict[str, object]:
     return {"stripe_user_id": account.id, "test": account.mode == "test"}
 
 
+def revoke(app: OAuthApp, account: Account, grant: Grant | None, call: Call, now: datetime) -> bool:
+    """Deauthorise the account with the platform's own key: it works after every token is gone."""
+    answer = call(
+        "POST",
+        f"{_options(app).connect_url}/oauth/deauthorize",
+        basic=(app.client_secrets[0].reveal(), Secret("")),
+        form={"client_id": app.client_id, "stripe_user_id": account.id},
+    )
+    if answer.status in {400, 401}:
+        return _already_ended(answer)
+    if read_object(answer, what=DEAUTHORIZE).get("stripe_user_id") != account.id:
+        raise UnusableAnswer(f"{DEAUTHORIZE}: the answer names another account")
+    return True
+
+
+def _already_ended(answer: Answer) -> bool:
+    """Tell apart what Stripe says with one code: nothing is left to end, it may not be ended, or we are wrong."""
+    content = answer.json()
+    told = content if isinstance(content, dict) else {}
+    error, text = told.get("error"), readable(told.get("error_description"))
+    if NOT_DEAUTHORIZED_BY_US in f"{error} {text}":
+        raise RevocationRefused(f"{DEAUTHORIZE}: {answer.status} {NOT_DEAUTHORIZED_BY_US}")
+    if error == "invalid_client" and NOT_CONNECTED in text.lower():
+        return True
+    # Anything else must not pass for done: our key, its mode or the client id may be wrong.
+    code = error_code(error) if isinstance(error, str) else ""
+    raise ProviderRefused(" ".join(part for part in (f"{DEAUTHORIZE}: {answer.status}", code, text) if part))
+
+
 def manage_url(app: OAuthApp, account: Account) -> str:
     """Return the page where the account's owner sees and removes connected platforms."""
     return "https://dashboard.stripe.com/settings/apps"
@@ -123,7 +170,10 @@ PROVIDER = Provider(
     default_scopes=("read_write",),
     reads=("payments", "customers", "invoices and subscriptions", "balance and payouts"),
     never="see your password",
+    caveat="Stripe has no read-only permission for this kind of connection: what you allow also covers changes.",
     no_pkce_because="Connect's reference documents no code_challenge; its code is single-use and lives 5 minutes",
     requires_access_token=False,
     manage_url=manage_url,
+    revoke=revoke,
+    revoke_needs_grant=False,
 )

@@ -5,7 +5,6 @@ from __future__ import annotations
 from datetime import timedelta
 
 from flask import Blueprint, Response, make_response, redirect, render_template, request, url_for
-from werkzeug.exceptions import NotFound
 from werkzeug.wrappers import Response as BaseResponse
 
 from broker.callback import parse_callback, parse_setup
@@ -58,24 +57,18 @@ def link(token: str) -> str:
 @blueprint.post("/connect/<token>/start/<app_key>")
 def start(token: str, app_key: str) -> BaseResponse:
     """Start a flow and lead the person to the provider."""
-    secret = cookies.read(cookies.BROWSER)
-    browser = Browser(Secret(secret) if secret else cookies.new_browser_secret())
-    response = redirect(services().flows.begin(token, app_key, browser), 303)
-    if secret is None:
-        cookies.write(response, cookies.BROWSER, browser.secret, cookies.BROWSER_LIFE)
-    return response
+    browser = this_browser() or Browser(cookies.new_browser_secret())
+    return _remembering(browser, redirect(services().flows.begin(token, app_key, browser), 303))
 
 
 @blueprint.post("/connect/<token>/open")
 def open_manage(token: str) -> BaseResponse:
     """Sign the person in whom a manage link was made for."""
-    browser = this_browser()
-    opened = services().links.opened(token, browser.hash if browser else None, count=True)
-    if not opened.manage:
-        raise NotFound
+    browser = this_browser() or Browser(cookies.new_browser_secret())
+    end_user_id = services().links.enter(token, browser.hash)
     response = redirect(url_for("connections.index"), 303)
-    cookies.sign_in(response, end_user_id=opened.end_user_id, link_id=None)
-    return response
+    cookies.sign_in(response, end_user_id=end_user_id, link_id=None)
+    return _remembering(browser, response)
 
 
 @blueprint.get("/oauth/<app_key>/callback")
@@ -145,6 +138,13 @@ def choose(ref: str) -> BaseResponse:
         return redirect(url_for("connect.flow", ref=ref, choose=1), 303)
     services().flows.choose(ref, account, this_browser())
     return redirect(url_for("connect.flow", ref=ref), 303)
+
+
+def _remembering(browser: Browser, response: BaseResponse) -> BaseResponse:
+    """Let the browser keep its secret, if it came without one."""
+    if this_browser() is None:
+        cookies.write(response, cookies.BROWSER, browser.secret, cookies.BROWSER_LIFE)
+    return response
 
 
 def _onward(onward: Onward) -> BaseResponse:

@@ -44,6 +44,17 @@ def upgrade() -> None:
     )
     op.create_index(op.f("ix_audit_target"), "audit", ["target"], unique=False)
     op.create_table(
+        "circuits",
+        sa.Column("name", sa.String(length=64), nullable=False),
+        sa.Column("failures", sa.Integer(), nullable=False),
+        sa.Column("opened_at", sa.DateTime(timezone=True), nullable=True),
+        sa.Column("probe_at", sa.DateTime(timezone=True), nullable=True),
+        sa.Column("error", sa.String(length=64), nullable=True),
+        sa.Column("error_detail", sa.String(length=500), nullable=True),
+        sa.Column("updated_at", sa.DateTime(timezone=True), nullable=False),
+        sa.PrimaryKeyConstraint("name", name=op.f("pk_circuits")),
+    )
+    op.create_table(
         "end_users",
         sa.Column("id", sa.BigInteger().with_variant(sa.Integer(), "sqlite"), nullable=False),
         sa.Column("external_id", sa.String(length=255), nullable=False),
@@ -96,6 +107,16 @@ def upgrade() -> None:
         sa.Column("disabled_at", sa.DateTime(timezone=True), nullable=True),
         sa.PrimaryKeyConstraint("id", name=op.f("pk_operators")),
         sa.UniqueConstraint("email", name=op.f("uq_operators_email")),
+    )
+    op.create_table(
+        "orphans",
+        sa.Column("credential_id", sa.String(length=64), nullable=False),
+        sa.Column("kind", sa.String(length=40), nullable=True),
+        sa.Column("sequin_oauth_app_id", sa.String(length=64), nullable=True),
+        sa.Column("claimed_ref", sa.String(length=64), nullable=False),
+        sa.Column("found_at", sa.DateTime(timezone=True), nullable=False),
+        sa.Column("seen_at", sa.DateTime(timezone=True), nullable=False),
+        sa.PrimaryKeyConstraint("credential_id", name=op.f("pk_orphans")),
     )
     op.create_table(
         "sign_in_throttles",
@@ -154,6 +175,8 @@ def upgrade() -> None:
         sa.Column("checked_at", sa.DateTime(timezone=True), nullable=True),
         sa.Column("revoked_at", sa.DateTime(timezone=True), nullable=True),
         sa.Column("disconnected_at", sa.DateTime(timezone=True), nullable=True),
+        sa.Column("revocation", sa.String(length=16), nullable=True),
+        sa.Column("removal", sa.String(length=16), nullable=True),
         sa.Column("drift", sa.String(length=64), nullable=True),
         sa.Column("connected_at", sa.DateTime(timezone=True), nullable=False),
         sa.Column("created_at", sa.DateTime(timezone=True), nullable=False),
@@ -169,6 +192,7 @@ def upgrade() -> None:
         ),
         sa.UniqueConstraint("ref", name=op.f("uq_connections_ref")),
     )
+    op.create_index(op.f("ix_connections_account_id"), "connections", ["account_id"], unique=False)
     op.create_index(op.f("ix_connections_credential_id"), "connections", ["credential_id"], unique=False)
     op.create_table(
         "links",
@@ -265,6 +289,18 @@ def upgrade() -> None:
     )
     op.create_index(op.f("ix_sessions_expires_at"), "sessions", ["expires_at"], unique=False)
     op.create_table(
+        "flow_events",
+        sa.Column("id", sa.BigInteger().with_variant(sa.Integer(), "sqlite"), nullable=False),
+        sa.Column("flow_id", sa.BigInteger().with_variant(sa.Integer(), "sqlite"), nullable=False),
+        sa.Column("at", sa.DateTime(timezone=True), nullable=False),
+        sa.Column("name", sa.String(length=32), nullable=False),
+        sa.Column("duration_ms", sa.Integer(), nullable=True),
+        sa.Column("detail", sa.String(length=500), nullable=True),
+        sa.ForeignKeyConstraint(["flow_id"], ["flows.id"], name=op.f("fk_flow_events_flow_id_flows")),
+        sa.PrimaryKeyConstraint("id", name=op.f("pk_flow_events")),
+    )
+    op.create_index(op.f("ix_flow_events_flow_id"), "flow_events", ["flow_id"], unique=False)
+    op.create_table(
         "hops",
         sa.Column("id", sa.BigInteger().with_variant(sa.Integer(), "sqlite"), nullable=False),
         sa.Column("flow_id", sa.BigInteger().with_variant(sa.Integer(), "sqlite"), nullable=False),
@@ -284,6 +320,8 @@ def upgrade() -> None:
 def downgrade() -> None:
     op.drop_index(op.f("ix_hops_flow_id"), table_name="hops")
     op.drop_table("hops")
+    op.drop_index(op.f("ix_flow_events_flow_id"), table_name="flow_events")
+    op.drop_table("flow_events")
     op.drop_index(op.f("ix_sessions_expires_at"), table_name="sessions")
     op.drop_table("sessions")
     op.drop_table("link_uses")
@@ -299,9 +337,11 @@ def downgrade() -> None:
     op.drop_index(op.f("ix_links_end_user_id"), table_name="links")
     op.drop_table("links")
     op.drop_index(op.f("ix_connections_credential_id"), table_name="connections")
+    op.drop_index(op.f("ix_connections_account_id"), table_name="connections")
     op.drop_table("connections")
     op.drop_table("claims")
     op.drop_table("sign_in_throttles")
+    op.drop_table("orphans")
     op.drop_table("operators")
     op.drop_table("key_canaries")
     op.drop_index(
@@ -312,6 +352,7 @@ def downgrade() -> None:
     )
     op.drop_table("jobs")
     op.drop_table("end_users")
+    op.drop_table("circuits")
     op.drop_index(op.f("ix_audit_target"), table_name="audit")
     op.drop_table("audit")
     op.drop_table("api_keys")

@@ -138,6 +138,12 @@ class FakeLinks:
         link = OpenedLink(3, 7, "jo@example.com", self.apps, {}, {}, None, False, NOW + timedelta(minutes=30))
         return replace(link, **self.changes)
 
+    def enter(self, token: str, browser_hash: str) -> int:
+        link = self.opened(token, browser_hash, count=True)
+        if not link.manage:
+            raise LinkUnknown
+        return link.end_user_id
+
     def create(self, request: LinkRequest, *, created_by: str) -> CreatedLink:
         self.created.append(request)
         return CreatedLink("lnk_1", f"http://localhost:8000/connect/{TOKEN}", NOW)
