@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import Any
 
 import sqlalchemy as sa
@@ -13,9 +13,9 @@ from sqlalchemy.engine import Connection, Row
 from broker import audit
 from broker.apps import OfferedApp
 from broker.db import table
-from broker.errors import AccountTaken, LinkSpent
+from broker.errors import AccountDisconnected, AccountTaken, BrokerError, LinkSpent, Verdict
 from broker.jobs import Jobs
-from broker.models import Claim, ConnectedAccount, Flow, FlowState, ImportState, Link, LinkUse
+from broker.models import Claim, ConnectedAccount, Flow, FlowState, ImportState, Job, JobState, Link, LinkUse
 from broker.oauth import Grant
 from broker.providers.base import Account
 from broker.references import new_ref
@@ -24,8 +24,17 @@ from broker.vault import Binding, Vault
 _claims = table(Claim)
 _connections = table(ConnectedAccount)
 _flows = table(Flow)
+_jobs = table(Job)
 _links = table(Link)
 _uses = table(LinkUse)
+
+
+class AccountEnding(BrokerError):
+    """Access to this account was being ended at the provider while it was proven: it has to be proven again."""
+
+    code = "account_ending"
+    verdict = Verdict.RETRY
+    cure = "Nothing to do: it is tried again by itself."
 
 
 @dataclass(frozen=True)
@@ -37,6 +46,8 @@ class Attachment:
     app: OfferedApp
     account: Account
     grant: Grant
+    # When the proof began.
+    proven_from: datetime
 
 
 def grant_binding(ref: str, token_version: int) -> Binding:
@@ -47,8 +58,8 @@ def grant_binding(ref: str, token_version: int) -> Binding:
 def attach(connection: Connection, what: Attachment, *, vault: Vault, jobs: Jobs, now: datetime) -> str | None:
     """Do it all in the caller's transaction and return the connection's reference.
 
-    Returns None when the flow has ended meanwhile (another process finished it). Raises AccountTaken or
-    LinkSpent; the caller must then roll back.
+    Returns None when the flow has ended meanwhile (another process finished it). Raises AccountTaken,
+    AccountDisconnected, AccountEnding or LinkSpent; the caller must then roll back.
     """
     flow = connection.execute(
         sa.update(_flows)
@@ -56,11 +67,15 @@ def attach(connection: Connection, what: Attachment, *, vault: Vault, jobs: Jobs
         .values(
             state=FlowState.DONE, hold=None, grant_sealed=None, choices=None, updated_at=now, ended_at=now,
         )
-        .returning(_flows.c.end_user_id, _flows.c.link_id)
+        .returning(
+            _flows.c.end_user_id, _flows.c.link_id, _flows.c.grant_received_at, _flows.c.selector,
+            _flows.c.chosen_account_id,
+        )
     ).one_or_none()  # fmt: skip
     if flow is None:
         return None
     _claim(connection, what, flow.end_user_id)
+    _require_settled(connection, what)
     connection_id, ref = _save(connection, what, flow, vault=vault, jobs=jobs, now=now)
     connection.execute(sa.update(_flows).where(_flows.c.id == what.flow_id).values(connection_id=connection_id))
     _spend(connection, flow.link_id, what.app.key, connection_id, now)
@@ -87,13 +102,36 @@ def _claim(connection: Connection, what: Attachment, end_user_id: int) -> None:
         raise AccountTaken
 
 
+def _require_settled(connection: Connection, what: Attachment) -> None:
+    """Raise AccountEnding when access to this account is being ended at the provider, or was while it was proven.
+
+    Ending it there ends it for every grant of the account, so the one in hand may be dead by now. The rows stay
+    locked until this commits: nobody takes up such work meanwhile, and afterwards they see this connection.
+    """
+    rows = connection.execute(
+        sa.select(_jobs.c.state, _jobs.c.updated_at)
+        .join(_connections, _connections.c.id == _jobs.c.subject_id)
+        .where(
+            _jobs.c.kind == "revoke",
+            _connections.c.app_key == what.app.key,
+            _connections.c.account_id == what.account.id,
+            _connections.c.mode == what.account.mode,
+        )
+        .with_for_update(of=_jobs)
+    ).all()
+    if any(row.state == JobState.RUNNING or row.updated_at > what.proven_from for row in rows):
+        raise AccountEnding
+
+
 def _save(
     connection: Connection, what: Attachment, flow: Row[Any], *, vault: Vault, jobs: Jobs, now: datetime
 ) -> tuple[int, str]:
     """Save the connection with its delivery; in place when this person had connected this account before."""
     account = what.account
     existing = connection.execute(
-        sa.select(_connections.c.id, _connections.c.ref, _connections.c.token_version).where(
+        sa.select(
+            _connections.c.id, _connections.c.ref, _connections.c.token_version, _connections.c.disconnected_at
+        ).where(
             _connections.c.end_user_id == flow.end_user_id,
             _connections.c.app_key == what.app.key,
             _connections.c.account_id == account.id,
@@ -123,12 +161,19 @@ def _save(
         "checked_at": None,
         "revoked_at": None,
         "disconnected_at": None,
+        "revocation": None,
+        "removal": None,
+        "drift": None,
         "connected_at": now,
         "updated_at": now,
     }
     if existing:
         # Job before connection, as the worker takes them: the other order could deadlock.
-        jobs.enqueue(connection, "import", existing.id)
+        revived = _revive(connection, flow, existing, jobs) if existing.disconnected_at else None
+        jobs.enqueue(connection, "import", existing.id, after=revived or timedelta(0))
+        if revived is not None:
+            # The credential is made anew, and has no metadata.
+            values["metadata_digest"] = None
         connection.execute(sa.update(_connections).where(_connections.c.id == existing.id).values(**values))
         return existing.id, ref
     created = connection.execute(
@@ -143,12 +188,28 @@ def _save(
     return created, ref
 
 
+def _revive(connection: Connection, flow: Row[Any], ended: Row[*tuple[Any, ...]], jobs: Jobs) -> timedelta:
+    """Take back what a disconnect still has to do and return how long the import has to wait for it.
+
+    Raises AccountDisconnected when the person did nothing for this flow after the disconnect, which then wins.
+    """
+    # An account picked on the way was picked after the grant arrived, maybe after the disconnect too.
+    picked = flow.selector is not None or flow.chosen_account_id is not None
+    if flow.grant_received_at is not None and flow.grant_received_at < ended.disconnected_at and not picked:
+        raise AccountDisconnected
+    jobs.cancel(connection, "revoke", ended.id)
+    # A deletion under way may still reach Sequin: an import before it would be deleted again.
+    return jobs.take_back(connection, "remove", ended.id) or timedelta(0)
+
+
 def _spend(connection: Connection, link_id: int, app_key: str, connection_id: int, now: datetime) -> None:
     insert = sqlite.insert if connection.dialect.name == "sqlite" else postgresql.insert
     spent = connection.execute(
         insert(_uses)
         .values(link_id=link_id, app_key=app_key, connection_id=connection_id, spent_at=now)
         .on_conflict_do_nothing()
-    ).rowcount
-    if not spent:
+        # Not the row count: drivers disagree on what it is here.
+        .returning(_uses.c.link_id)
+    ).scalar_one_or_none()
+    if spent is None:
         raise LinkSpent

@@ -10,6 +10,7 @@ import sqlite3
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
+from functools import cache
 from importlib.resources import files
 from pathlib import Path
 from typing import Any, cast
@@ -26,6 +27,9 @@ from broker.errors import BrokerError
 
 SQLITE_BUSY_MS = 8_000
 """How long a writer waits for another process's write lock; well inside the 20 s a callback may take."""
+
+READ_ONLY = "25006"
+"""PostgreSQL's code for a write to a server that takes none, such as a standby (appendix A of its manual)."""
 
 NAMES = {
     "ix": "ix_%(table_name)s_%(column_0_N_name)s",
@@ -100,9 +104,11 @@ def table(model: type[Base]) -> sa.Table:
 
 def engine_options(url: str) -> dict[str, Any]:
     """Return the engine options that `url`'s database needs."""
+    # Errors quote statements with their parameters otherwise, and those hold people's data.
+    options: dict[str, Any] = {"pool_size": 20, "max_overflow": 10, "hide_parameters": True}
     if url.startswith("sqlite"):
-        return {"connect_args": {"timeout": SQLITE_BUSY_MS / 1000, "check_same_thread": False}, "pool_size": 20}
-    return {"pool_size": 20, "max_overflow": 10, "pool_pre_ping": True, "connect_args": {"connect_timeout": 5}}
+        return options | {"connect_args": {"timeout": SQLITE_BUSY_MS / 1000, "check_same_thread": False}}
+    return options | {"pool_pre_ping": True, "connect_args": {"connect_timeout": 5}}
 
 
 def prepare(engine: Engine) -> None:
@@ -195,6 +201,10 @@ def _honest_failures() -> Iterator[None]:
         # Statement and parameters stay out: they may hold a person's data.
         detail = type(failure.orig).__name__ if isinstance(failure, sa.exc.DBAPIError) else "pool exhausted"
         raise DatabaseUnavailable(detail) from failure
+    except sa.exc.InternalError as failure:
+        if getattr(failure.orig, "sqlstate", None) != READ_ONLY:
+            raise
+        raise DatabaseUnavailable("read-only") from failure
 
 
 def migrations_path() -> Path:
@@ -210,6 +220,7 @@ def schema_revision(connection: Connection) -> str | None:
     return MigrationContext.configure(connection).get_current_revision()
 
 
+@cache
 def newest_revision() -> str | None:
     """Return the revision this version of the program needs."""
     from alembic.config import Config

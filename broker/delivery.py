@@ -7,19 +7,19 @@ renewed; and its outcome counts only while that lease is its own.
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import sqlalchemy as sa
 import structlog
-from sqlalchemy.engine import Row
+from sqlalchemy.engine import Connection, Row
 
 from broker import audit
 from broker.apps import AppCatalogue, OfferedApp
 from broker.attach import grant_binding
 from broker.clock import Clock
 from broker.connected import account_of, connected_row
-from broker.db import Database, table
+from broker.db import Database, DatabaseUnavailable, table
 from broker.errors import (
     AppUnknown,
     BrokerError,
@@ -31,7 +31,7 @@ from broker.errors import (
 )
 from broker.jobs import Done, Hold, Jobs, Later, LeasedJob, Outcome, Park, Retry
 from broker.matching import OAuthAppMatch, OAuthAppUnmatched
-from broker.models import ConnectedAccount, ImportState
+from broker.models import CleanUp, ConnectedAccount, ImportState
 from broker.oauth import Grant
 from broker.providers.base import GrantIncomplete
 from broker.secret import digest
@@ -40,6 +40,8 @@ from broker.vault import Vault
 
 HOLD_SECONDS = 15.0
 """How often a delivery that waits for a setting looks again."""
+OAUTH_APP_FIELD = "oauth_app_id"
+"""What Sequin calls the field in a refusal that is about the OAuth app and not about this delivery."""
 
 log = structlog.get_logger(__name__)
 
@@ -52,7 +54,7 @@ class _Import:
 
     oauth_app_id: str
     name: str
-    properties: dict[str, object]
+    properties: dict[str, object] = field(repr=False)
     metadata: dict[str, object]
     metadata_digest: str
 
@@ -88,6 +90,8 @@ class Deliveries:
             sending = self._prepare(row)
             if not self._jobs.renew(job):
                 return Done()
+            if self._was_disconnected(row):
+                return self._record(job, row, Done(), None, None)
             credential = self._sequin.import_credential(
                 properties=sending.properties,
                 oauth_app_id=sending.oauth_app_id,
@@ -98,6 +102,16 @@ class Deliveries:
         except (BrokerError, NetworkError) as failure:
             return self._record(job, row, self._judge(failure), None, None)
         return self._record(job, row, Done(), credential, sending)
+
+    def failed(self, job: LeasedJob, outcome: Outcome) -> None:
+        """Record a failure nobody foresaw on the job and on its connection, so that both tell the same."""
+        self._record(job, connected_row(self._database, job.subject_id), outcome, None, None)
+
+    def _was_disconnected(self, row: Row[Any]) -> bool:
+        """Look once more right before sending: preparing may have taken a call to Sequin."""
+        query = sa.select(_connections.c.disconnected_at).where(_connections.c.id == row.id)
+        with self._database.read() as connection:
+            return connection.execute(query).scalar_one_or_none() is not None
 
     def _prepare(self, row: Row[Any]) -> _Import:
         app = self._apps.get(row.app_key)
@@ -120,9 +134,13 @@ class Deliveries:
         if isinstance(failure, SequinRefused):
             # The refusal may be about the OAuth app: look it up afresh the next time.
             self._match.forget()
+            if OAUTH_APP_FIELD in failure.fields:
+                return Hold(failure.code, failure.detail, HOLD_SECONDS)
             return Park(failure.code, failure.detail)
         if isinstance(failure, Unreadable | GrantIncomplete):
             return Park(failure.code, failure.detail)
+        if isinstance(failure, DatabaseUnavailable):
+            return Retry(failure.code, failure.detail)
         if isinstance(failure, OAuthAppUnmatched | AppUnknown) or failure.verdict is Verdict.CONFIGURATION:
             return Hold(failure.code, failure.detail, HOLD_SECONDS)
         after = failure.retry_after if isinstance(failure, SequinError) else None
@@ -142,12 +160,14 @@ class Deliveries:
             if not self._jobs.settle(connection, job, outcome):
                 # Somebody else has this job. If we sent, what Sequin holds may be ours: let the latest token go again.
                 if credential is not None:
-                    self._jobs.enqueue(connection, "import", job.subject_id)
+                    self._put_right(connection, job.subject_id, credential)
                 log.warning("delivery.lease_lost", connection=row.ref if row else None)
                 return outcome
             if row is None:
                 return outcome
-            values = self._after(job, row, outcome, credential, sent)
+            # By the clock that settled the job, so that job and connection are parked together.
+            gives_up = self._jobs.gives_up(job, self._database.now(connection))
+            values = self._after(row, outcome, credential, sent, gives_up=gives_up)
             if values:
                 connection.execute(
                     sa.update(_connections)
@@ -164,8 +184,32 @@ class Deliveries:
         self._tell(row, outcome)
         return outcome
 
+    def _put_right(self, connection: Connection, connection_id: int, credential: Credential) -> None:
+        """Follow up what arrived in Sequin too late: the latest token goes again, or what was ended is taken away."""
+        row = connection.execute(
+            sa.select(_connections.c.disconnected_at, _connections.c.credential_id).where(
+                _connections.c.id == connection_id
+            )
+        ).one()
+        if row.disconnected_at is None:
+            self._jobs.enqueue(connection, "import", connection_id)
+            return
+        self._jobs.enqueue(connection, "remove", connection_id)
+        other = {} if row.credential_id in (None, credential.id) else {"superseded_credential_id": row.credential_id}
+        connection.execute(
+            sa.update(_connections)
+            .where(_connections.c.id == connection_id, _connections.c.disconnected_at.is_not(None))
+            .values(credential_id=credential.id, removal=CleanUp.PENDING, **other)
+        )
+
     def _after(
-        self, job: LeasedJob, row: Row[Any], outcome: Outcome, credential: Credential | None, sent: _Import | None
+        self,
+        row: Row[Any],
+        outcome: Outcome,
+        credential: Credential | None,
+        sent: _Import | None,
+        *,
+        gives_up: bool,
     ) -> dict[str, object]:
         now = self._clock.now()
         if credential is not None and sent is not None:
@@ -178,9 +222,8 @@ class Deliveries:
             }  # fmt: skip
         if isinstance(outcome, Done | Later):
             return {}
-        gives_up = isinstance(outcome, Park) or (isinstance(outcome, Retry) and self._jobs.gives_up(job, now))
         state = ImportState.PENDING
-        if gives_up:
+        if isinstance(outcome, Park) or (isinstance(outcome, Retry) and gives_up):
             state = ImportState.PARKED
         elif isinstance(outcome, Hold):
             state = ImportState.HELD
@@ -194,6 +237,8 @@ class Deliveries:
             log.info("delivery.imported", connection=row.ref)
         elif isinstance(outcome, Retry):
             log.warning("delivery.retry", connection=row.ref, error=outcome.error, detail=outcome.detail)
+        elif isinstance(outcome, Hold):
+            # Whatever holds it holds many: the alert is the circuit's, or the match's.
+            log.warning("delivery.held", connection=row.ref, error=outcome.error, detail=outcome.detail)
         else:
-            stopped = "delivery.parked" if isinstance(outcome, Park) else "delivery.held"
-            log.error(stopped, connection=row.ref, error=outcome.error, detail=outcome.detail)
+            log.error("delivery.parked", connection=row.ref, error=outcome.error, detail=outcome.detail)

@@ -7,7 +7,6 @@ committed before anything parses it, so whatever a crash interrupts, the worker 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 import structlog
 
@@ -15,6 +14,7 @@ from broker import attach
 from broker.apps import AppCatalogue, OfferedApp
 from broker.attach import Attachment
 from broker.callback import CallbackAnswer, SetupAnswer
+from broker.circuits import Circuits, app_circuit
 from broker.clock import Clock
 from broker.db import Database
 from broker.errors import (
@@ -37,16 +37,17 @@ from broker.errors import (
     ProviderDown,
     ProviderFailed,
     ProviderMisconfigured,
+    Refused,
     Unreadable,
     UnusableAnswer,
     Verdict,
 )
-from broker.http import Answer, Deadline, Http
+from broker.http import Http
 from broker.jobs import Jobs
 from broker.journal import Browser, FlowJournal, Received, Reload, Step
 from broker.models import FlowState, Hold, HopKind
 from broker.oauth import OAuth, parse_grant
-from broker.providers.base import Account, Call, ProviderRefused, TokenRejected
+from broker.providers.base import Account, ProviderRefused, TokenRejected, calls_within
 from broker.secret import Secret, random_token
 from broker.settings import Settings
 from broker.vault import Vault
@@ -90,7 +91,9 @@ class Flows:
         http: Http,
         vault: Vault,
         jobs: Jobs,
+        circuits: Circuits,
     ) -> None:
+        self._circuits = circuits
         self._journal = journal
         self._database = database
         self._clock = clock
@@ -106,7 +109,8 @@ class Flows:
     def begin(self, link_token: str, app_key: str, browser: Browser) -> str:
         """Start a flow from a connect link and return the provider's address.
 
-        Raises LinkUnknown, LinkExpired, LinkRevoked, LinkUsed, OtherBrowser, AppUnknown or TooManyFlows.
+        Raises LinkUnknown, LinkExpired, LinkRevoked, LinkUsed, OtherBrowser, AppUnknown or TooManyFlows; ProviderDown
+        or ProviderMisconfigured when it is known already that the person would leave in vain.
         """
         return self._begin(link_token, app_key, browser)
 
@@ -120,8 +124,23 @@ class Flows:
         app = self._apps.get(app_key)
         redirect_uri = self._settings.callback_url(app.key)
         departure = self._oauth.depart(app.provider.profile(app.config), redirect_uri=redirect_uri)
+        self._require_provider(link, app, browser)
         self._journal.leave(link, app, browser, departure)
         return departure.url
+
+    def _require_provider(self, link: str | int, app: OfferedApp, browser: Browser) -> None:
+        """Keep the person here while the app's circuit is open; one in a while may go and see."""
+        circuit = self._circuits.look(app_circuit(app.key))
+        if circuit is None:
+            return
+        # First, so that the one try is not spent by somebody whose link does not work anyway.
+        self._journal.check(link, app, browser)
+        if circuit.is_due and self._circuits.claim(circuit.name):
+            return
+        known = ProviderMisconfigured if circuit.is_refusal else ProviderDown
+        failure = known(f"the circuit of {app.key!r} is open since {circuit.since:%H:%M:%S}: {circuit.detail}")
+        failure.provider = app.title
+        raise failure
 
     # --- coming back -----------------------------------------------------------------------------------
 
@@ -149,13 +168,16 @@ class Flows:
         return self._resolve_now(step, app, received, Wish())
 
     def _redeem(self, step: Step, app: OfferedApp, code: Secret, state: Secret) -> Received:
-        answer = self._oauth.redeem(
-            app.provider.profile(app.config),
-            code=code,
-            redirect_uri=self._settings.callback_url(app.key),
-            code_verifier=self._journal.verifier(step, state),
-            deadline=EXCHANGE_SECONDS,
-        )
+        verifier = self._journal.verifier(step, state)
+        # A success is only the account's: the provider's API may be down while its token endpoint answers.
+        with self._circuits.watching(app_circuit(app.key), conclusive=False):
+            answer = self._oauth.redeem(
+                app.provider.profile(app.config),
+                code=code,
+                redirect_uri=self._settings.callback_url(app.key),
+                code_verifier=verifier,
+                deadline=EXCHANGE_SECONDS,
+            )
         return self._journal.keep(step, answer)
 
     def _exchange_failed(self, step: Step, failure: BrokerError) -> None:
@@ -194,8 +216,10 @@ class Flows:
         return self._reopen(step, app, Wish(selector=answer.unverified_installation_id))
 
     def choose(self, flow_ref: str, account_id: str, browser: Browser | None) -> None:
-        """Go on with the account the person picked. Raises FlowUnknown or FlowEnded."""
+        """Go on with the account the person picked. Raises FlowUnknown, FlowEnded, or Refused for one not offered."""
         flow = self._journal.own(flow_ref, browser)
+        if flow.choices is not None and all(account_id != choice["id"] for choice in flow.choices):
+            raise Refused("this account was not offered")
         step = self._journal.pick(flow, account_id=account_id)
         self._reopen(step, self._apps.get(flow.app_key), Wish(account_id=account_id))
 
@@ -244,6 +268,7 @@ class Flows:
             if failure.verdict is not Verdict.RETRY:
                 raise
             log.warning("flow.resolve_later", flow=step.flow_ref, error=failure.code, detail=failure.detail)
+            self._journal.finish_soon(step)
             return Onward(step.flow_ref)
 
     def _resolve(self, step: Step, app: OfferedApp, received: Received, wish: Wish) -> Onward:
@@ -251,36 +276,30 @@ class Flows:
 
         Raises errors whose verdict is RETRY; every other outcome is recorded on the flow.
         """
-        call = self._calls_within(IDENTITY_SECONDS)
+        call = calls_within(self._http, IDENTITY_SECONDS)
         provider = app.provider
+        proven_from = self._clock.now()
         try:
             grant = parse_grant(
                 received.answer, received_at=received.at, requires_access_token=provider.requires_access_token
             )
-            accounts = provider.identify(app.config, grant, call)
+            with self._circuits.watching(app_circuit(app.key)):
+                accounts = provider.identify(app.config, grant, call)
             account = _pick(accounts, wish)
             if account is None:
                 return self._ask(step, app, accounts)
             if provider.confirm is not None:
                 provider.confirm(app.config, account, grant, call, self._clock.now())
-            self._attach(Attachment(step.flow_id, step.flow_ref, app, account, grant))
+            self._attach(Attachment(step.flow_id, step.flow_ref, app, account, grant, proven_from))
         except FlowFailure as failure:
             self._journal.end(step, failure)
         except (TokenRejected, UnusableAnswer) as failure:
             self._journal.end(step, GrantUnusable(failure.detail))
-        except ProviderRefused as failure:
+        except (ProviderRefused, NetworkError) as failure:
+            if failure.verdict is Verdict.RETRY:
+                raise
             self._journal.end(step, ProviderMisconfigured(failure.detail))
         return Onward(step.flow_ref)
-
-    def _calls_within(self, seconds: float) -> Call:
-        """Return the network door with one deadline over all calls made through it."""
-        deadline = Deadline(seconds)
-
-        def call(method: str, url: str, **options: Any) -> Answer:
-            deadline.check()
-            return self._http.request(method, url, deadline=deadline.remaining(), **options)
-
-        return call
 
     def _ask(self, step: Step, app: OfferedApp, accounts: tuple[Account, ...]) -> Onward:
         if accounts:

@@ -12,7 +12,7 @@ from __future__ import annotations
 import random
 import threading
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 
 import sqlalchemy as sa
@@ -27,6 +27,7 @@ LEASE_SECONDS = 30.0
 FIRST_RETRY_SECONDS = 2.0
 LONGEST_RETRY_SECONDS = 900.0
 GIVE_UP_AFTER = timedelta(days=3)
+HASTENED_AT_ONCE = 500
 
 _jobs = table(Job)
 
@@ -42,6 +43,8 @@ class LeasedJob:
     generation: int
     failures: int
     failing_since: datetime | None
+    # Since when it was due, so that a job handed back keeps its place; None where that does not matter.
+    due_at: datetime | None = None
 
 
 @dataclass(frozen=True)
@@ -146,28 +149,41 @@ class Jobs:
             .values(state=JobState.DONE, due_at=None, fence=_jobs.c.fence + 1, updated_at=self._clock.now())
         )
 
-    def lease(self, kinds: Sequence[str], *, most: int = 1) -> list[LeasedJob]:
-        """Lease up to `most` due jobs, the longest due first; a job whose lease ran out is due again."""
+    def take_back(self, connection: Connection, kind: str, subject_id: int) -> timedelta | None:
+        """Cancel, in the caller's transaction, and tell whether somebody was at it.
+
+        Returns for how long they may still be acting, since what they have sent cannot be recalled; None when
+        nobody was at it.
+        """
+        which = sa.and_(_jobs.c.kind == kind, _jobs.c.subject_id == subject_id)
+        job = connection.execute(sa.select(_jobs.c.state, _jobs.c.due_at).where(which).with_for_update()).one_or_none()
+        self.cancel(connection, kind, subject_id)
+        if job is None or job.state != JobState.RUNNING:
+            return None
+        left: timedelta = job.due_at - self._database.now(connection)
+        return max(timedelta(0), left)
+
+    def lease(self, kinds: Sequence[str], *, most: int = 1, early: bool = False) -> list[LeasedJob]:
+        """Lease up to `most` due jobs, the longest due first; a job whose lease ran out is due again.
+
+        With `early`, jobs that wait after a failure count as due: one of them shows whether the failure has passed.
+        """
         with self._database.read() as connection:
             now = self._database.now(connection)
-            due = sa.select(_jobs.c.id).where(_jobs.c.due_at <= now, _jobs.c.kind.in_(kinds))
             # Looking first keeps idle workers from taking the embedded database's write lock.
-            if connection.execute(due.limit(1)).first() is None:
+            if connection.execute(sa.select(_jobs.c.id).where(*_due(kinds, now, early=early)).limit(1)).first() is None:
                 return []
         with self._database.write() as connection:
             now = self._database.now(connection)
             # Chosen first: as a subquery the planner may run it again for each row, and RETURNING keeps no order.
-            chosen = (
-                connection.execute(
-                    sa.select(_jobs.c.id)
-                    .where(_jobs.c.due_at <= now, _jobs.c.kind.in_(kinds))
-                    .order_by(_jobs.c.due_at, _jobs.c.id)
-                    .limit(most)
-                    .with_for_update(skip_locked=True)
-                )
-                .scalars()
-                .all()
-            )
+            found = connection.execute(
+                sa.select(_jobs.c.id, _jobs.c.due_at)
+                .where(*_due(kinds, now, early=early))
+                .order_by(_jobs.c.due_at, _jobs.c.id)
+                .limit(most)
+                .with_for_update(skip_locked=True)
+            ).all()
+            chosen = {job.id: job.due_at for job in found}
             rows = connection.execute(
                 sa.update(_jobs)
                 .where(_jobs.c.id.in_(chosen))
@@ -182,7 +198,8 @@ class Jobs:
                     _jobs.c.failures, _jobs.c.failing_since,
                 )
             ).all()  # fmt: skip
-        return sorted((LeasedJob(*row) for row in rows), key=lambda job: chosen.index(job.id))
+        leased = {row.id: replace(LeasedJob(*row), due_at=chosen[row.id]) for row in rows}
+        return [leased[key] for key in chosen if key in leased]
 
     def renew(self, job: LeasedJob) -> bool:
         """Extend the lease right before acting. False means that somebody else has the job: do nothing."""
@@ -191,9 +208,38 @@ class Jobs:
             return self._held(connection, job, {"due_at": until}) is not None
 
     def release(self, job: LeasedJob) -> None:
-        """Hand an untouched job back at once; for a worker that stops."""
+        """Hand an untouched job back at once, in its old place; for a worker that stops or had better wait."""
         with self._database.write() as connection:
-            self._held(connection, job, {"state": JobState.WAITING.value, "due_at": self._database.now(connection)})
+            due = job.due_at or self._database.now(connection)
+            self._held(connection, job, {"state": JobState.WAITING.value, "due_at": due})
+
+    def hasten(
+        self,
+        connection: Connection,
+        kinds: Sequence[str],
+        *,
+        after: timedelta = timedelta(0),
+        subjects: sa.Select[tuple[int]] | None = None,
+    ) -> int:
+        """Make jobs due that wait because of something that has passed, in the caller's transaction.
+
+        Without `subjects` those with an error; with them every waiting job about one of these.
+        Returns how many.
+        """
+        now = self._database.now(connection)
+        waiting = (
+            _jobs.c.kind.in_(kinds),
+            _jobs.c.state == JobState.WAITING,
+            _jobs.c.due_at > now + after,
+            _jobs.c.error.is_not(None) if subjects is None else _jobs.c.subject_id.in_(subjects),
+        )
+        # Whoever holds one of them now decides about it; waiting for them in another order could deadlock.
+        query = sa.select(_jobs.c.id).where(*waiting).with_for_update(skip_locked=True)
+        chosen = connection.execute(query).scalars().all()
+        for start in range(0, len(chosen), HASTENED_AT_ONCE):
+            batch = chosen[start : start + HASTENED_AT_ONCE]
+            connection.execute(sa.update(_jobs).where(_jobs.c.id.in_(batch)).values(due_at=now + after, updated_at=now))
+        return len(chosen)
 
     def settle(self, connection: Connection, job: LeasedJob, outcome: Outcome) -> bool:
         """Record the outcome in the caller's transaction.
@@ -237,6 +283,23 @@ class Jobs:
         self.wakeup.set()
         return count
 
+    def oldest_due(self, kinds_left_out: Sequence[str] = ()) -> tuple[int, timedelta]:
+        """Return how many jobs are due, and for how long the first of them has been."""
+        with self._database.read() as connection:
+            now = self._database.now(connection)
+            count, oldest = connection.execute(
+                sa.select(sa.func.count(), sa.func.min(_jobs.c.due_at)).where(
+                    _jobs.c.due_at <= now, _jobs.c.state == JobState.WAITING, _jobs.c.kind.not_in(kinds_left_out)
+                )
+            ).one()
+        return count, timedelta(0) if oldest is None else now - oldest
+
+    def parked(self) -> int:
+        """Return how many jobs wait for a person."""
+        with self._database.read() as connection:
+            query = sa.select(sa.func.count()).select_from(_jobs).where(_jobs.c.state == JobState.PARKED)
+            return connection.execute(query).scalar_one()
+
     def _held(self, connection: Connection, job: LeasedJob, values: Mapping[str, object]) -> object | None:
         return connection.execute(
             sa.update(_jobs)
@@ -258,7 +321,7 @@ class Jobs:
             return told | {"state": JobState.WAITING.value, "due_at": again, "failures": 0, "failing_since": None}
         since = job.failing_since or now
         told["failing_since"] = since
-        if isinstance(outcome, Park) or (isinstance(outcome, Retry) and now - since >= GIVE_UP_AFTER):
+        if isinstance(outcome, Park) or now - since >= GIVE_UP_AFTER:
             return told | {"state": JobState.PARKED.value, "due_at": None, "failures": job.failures + 1}
         wait = timedelta(seconds=self._wait(job.failures, outcome.not_before))
         return told | {"state": JobState.WAITING.value, "due_at": now + wait, "failures": job.failures + 1}
@@ -271,3 +334,12 @@ class Jobs:
     def gives_up(self, job: LeasedJob, now: datetime) -> bool:
         """Tell whether a further failure of this job is the last one."""
         return job.failing_since is not None and now - job.failing_since >= GIVE_UP_AFTER
+
+
+def _due(kinds: Sequence[str], now: datetime, *, early: bool) -> tuple[sa.ColumnElement[bool], ...]:
+    if not early:
+        return (_jobs.c.due_at <= now, _jobs.c.kind.in_(kinds))
+    # No failure waits longer than this, so that the index bounds the search.
+    soon = _jobs.c.due_at <= now + timedelta(seconds=LONGEST_RETRY_SECONDS)
+    failed = sa.and_(_jobs.c.state == JobState.WAITING, _jobs.c.failures > 0)
+    return (soon, sa.or_(_jobs.c.due_at <= now, failed), _jobs.c.kind.in_(kinds))

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from typing import Any, cast
@@ -44,6 +45,8 @@ from broker.vault import Binding, Vault
 
 FINISH_AFTER = timedelta(seconds=30)
 """When the worker takes over a flow whose callback did not get to its end."""
+FINISH_SOON = timedelta(seconds=1)
+"""When the worker tries again what a provider's short failure kept a callback from finishing."""
 REDEEMING_AT_MOST = timedelta(seconds=60)
 """A flow that redeems for longer without a grant was cut off: no exchange takes that long."""
 MOST_OPEN_FLOWS = 10
@@ -140,6 +143,15 @@ class FlowJournal:
             self._add_hop(connection, flow_id, HopKind.AUTHORIZE, departure.state, departure.code_verifier, expires)
         log.info("flow.left", flow=ref, app=app.key)
         return ref
+
+    def check(self, link: str | int, app: OfferedApp, browser: Browser) -> None:
+        """Raise what `leave` would, without leaving."""
+        which = _links.c.id == link if isinstance(link, int) else _links.c.token_hash == digest(link)
+        with self._database.read() as connection:
+            found = connection.execute(sa.select(_links).where(which)).one_or_none()
+            if found is None:
+                raise LinkUnknown
+            self._require_open(connection, found, app, browser, self._clock.now())
 
     def _require_open(
         self, connection: Connection, link: Row[Any], app: OfferedApp, browser: Browser, now: datetime
@@ -253,7 +265,7 @@ class FlowJournal:
         Raises DatabaseUnavailable.
         """
         now = self._clock.now()
-        sealed = self._vault.seal(json.dumps(answer).encode(), _grant_binding(step.flow_ref))
+        sealed = self._vault.seal(json.dumps(answer).encode(), flow_binding(step.flow_ref))
         for attempt in range(1, KEEP_ATTEMPTS + 1):
             try:
                 self._commit_grant(step, sealed, now)
@@ -285,8 +297,16 @@ class FlowJournal:
             ).one()
         if flow.grant_sealed is None:
             raise FlowEnded
-        opened = self._vault.open(flow.grant_sealed, _grant_binding(step.flow_ref))
+        opened = self._vault.open(flow.grant_sealed, flow_binding(step.flow_ref))
         return Received(cast(dict[str, object], json.loads(opened)), flow.grant_received_at)
+
+    def finish_soon(self, step: Step) -> None:
+        """Let the worker go on from the sealed grant shortly: the visit that had it in hand has given up.
+
+        A database that is away changes nothing: the worker then comes when it would have come anyway.
+        """
+        with suppress(DatabaseUnavailable), self._database.write() as connection:
+            self._jobs.enqueue(connection, "finish", step.flow_id, after=FINISH_SOON)
 
     # --- waiting for the person ------------------------------------------------------------------------
 
@@ -426,5 +446,6 @@ def _verifier_binding(state: Secret) -> Binding:
     return Binding("hops", "verifier", digest(state.reveal()))
 
 
-def _grant_binding(flow_ref: str) -> Binding:
+def flow_binding(flow_ref: str) -> Binding:
+    """Return where a flow's sealed grant may be opened."""
     return Binding("flows", "grant", flow_ref)

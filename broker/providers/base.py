@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any, Literal, Protocol, cast
@@ -77,6 +77,16 @@ class Account:
     selector: str = ""
 
 
+@dataclass(frozen=True)
+class Finding:
+    """One thing the doctor finds about an OAuth app: a stable name, how it stands, a sentence and what mends it."""
+
+    name: str
+    state: Literal["pass", "warn", "fail", "skip"]
+    sentence: str
+    fix: str = ""
+
+
 class Call(Protocol):
     """How a provider's functions reach its API: the network door with a deadline already set."""
 
@@ -148,6 +158,11 @@ class Provider:
     revoke: Callable[[OAuthApp, Account, Grant | None, Call, datetime], bool] | None = None
     # False where the app's own registration is enough for that, so that the grant can go at once.
     revoke_needs_grant: bool = True
+    # What can be said of this registration without any account: what it holds, and what the provider says of it.
+    # Raises NetworkError and the errors of this module.
+    diagnose: Callable[[OAuthApp, Call, datetime], Iterable[Finding]] | None = None
+    # False where Sequin documents no kind for this provider, so that `kind` is a guess.
+    kind_documented: bool = True
     # What stays at the provider after that, until its owner removes it there; empty where nothing does.
     stays: Callable[[OAuthApp], str] | None = None
 
@@ -195,6 +210,7 @@ __all__ = [
     "Account",
     "AccountNotPermitted",
     "Call",
+    "Finding",
     "GrantIncomplete",
     "Mode",
     "Provider",

@@ -6,19 +6,30 @@ and the REST reference for apps.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from datetime import datetime
 from typing import Annotated, Any, Literal
 from urllib.parse import quote, urlencode
 
 from joserfc import jwt
+from joserfc.errors import JoseError
 from joserfc.jwk import RSAKey
 from pydantic import Field
 
 from broker.errors import AccountNotPermitted, AccountSuspended, UnusableAnswer
 from broker.http import Answer
 from broker.oauth import Grant, OAuthProfile
-from broker.providers.base import Account, Call, Provider, ProviderRefused, clean, is_limited, read_json, read_object
+from broker.providers.base import (
+    Account,
+    Call,
+    Finding,
+    Provider,
+    ProviderRefused,
+    clean,
+    is_limited,
+    read_json,
+    read_object,
+)
 from broker.secret import Secret
 from broker.settings import AppOptions, HttpAddress, OAuthApp
 
@@ -145,6 +156,9 @@ def _compare_installation(app: OAuthApp, account: Account, call: Call, now: date
     number = account.facts["installation_id"]
     url = f"{_options(app).api_url}/app/installations/{number}"
     answer = call("GET", url, bearer=app_jwt(app, now), headers=API_VERSION)
+    if answer.status == 401:
+        # Not the person's token but our own: no person can mend that.
+        raise ProviderRefused("GET /app/installations: 401, GitHub does not accept the private key")
     installation = read_object(answer, what="GET /app/installations")
     owner = installation.get("account")
     if not isinstance(owner, dict) or str(owner.get("id")) != account.id:
@@ -156,11 +170,18 @@ def _compare_installation(app: OAuthApp, account: Account, call: Call, now: date
 
 
 def app_jwt(app: OAuthApp, now: datetime) -> Secret:
-    """Return a token that proves we are the App: RS256, 60 s in the past, 9 minutes ahead (GitHub takes 10)."""
+    """Return a token that proves we are the App: RS256, 60 s in the past, 9 minutes ahead (GitHub takes 10).
+
+    Raises ProviderRefused when the private key cannot be used.
+    """
     issued = int(now.timestamp())
     claims = {"iat": issued - 60, "exp": issued + 540, "iss": app.client_id}
-    key = RSAKey.import_key(_options(app).private_key.reveal())
-    return Secret(jwt.encode({"alg": "RS256"}, claims, key))
+    try:
+        key = RSAKey.import_key(_options(app).private_key.reveal())
+        return Secret(jwt.encode({"alg": "RS256"}, claims, key))
+    except (ValueError, TypeError, JoseError):
+        # `from None`: what is wrong with a key is told by quoting it.
+        raise ProviderRefused("the private key is not an RSA key in PEM form") from None
 
 
 def install_url(app: OAuthApp, state: Secret) -> str:
@@ -237,6 +258,44 @@ def manage_url(app: OAuthApp, account: Account) -> str:
     return f"{options.url}/settings/installations/{number}"
 
 
+def diagnose(app: OAuthApp, call: Call, now: datetime) -> Iterator[Finding]:
+    """Look at the App's own registration, which only the App itself can ask about."""
+    if app.scopes:
+        yield Finding("scopes", "warn", "GitHub Apps ignore scopes.", "Remove them; set permissions in the App.")
+    else:
+        yield Finding("scopes", "pass", "Permissions come from the GitHub App's registration.")
+    try:
+        signed = app_jwt(app, now)
+    except ProviderRefused:
+        mend = "Download a private key from the App's settings and give the whole PEM file."
+        yield Finding("private_key", "fail", "The private key cannot be read.", mend)
+        yield Finding("registration", "skip", "GitHub can be asked only with the private key.")
+        return
+    yield Finding("private_key", "pass", "The private key can be read.")
+    answer = call("GET", f"{_options(app).api_url}/app", bearer=signed, headers=API_VERSION)
+    if answer.status in (401, 404):
+        mend = "Compare client id and private key with the App's settings, and this machine's clock with the time."
+        yield Finding("registration", "fail", "GitHub does not accept the App's signature.", mend)
+        return
+    yield from _compare_registration(app, read_object(answer, what="GET /app"))
+
+
+def _compare_registration(app: OAuthApp, shown: Mapping[str, Any]) -> Iterator[Finding]:
+    options = _options(app)
+    ours = {"id": options.app_id, "slug": options.app_slug, "client_id": app.client_id}
+    wrong = [f"{name} {clean(str(shown.get(name)))}, not {value}" for name, value in ours.items() if name in shown
+             and shown[name] != value]  # fmt: skip
+    if wrong:
+        mend = "Copy app id, slug and client id from the same App's settings page."
+        yield Finding("registration", "fail", f"GitHub knows this App with {'; '.join(wrong)}.", mend)
+    else:
+        yield Finding("registration", "pass", f"GitHub knows the App {options.app_slug} with the id {options.app_id}.")
+    permissions = shown.get("permissions")
+    if isinstance(permissions, dict) and "members" not in permissions:
+        mend = "Give the App the organisation permission Members: read; owners then have to accept it."
+        yield Finding("permissions", "warn", "Nobody can connect an organisation without Members: read.", mend)
+
+
 PROVIDER = Provider(
     name="github",
     title="GitHub",
@@ -250,6 +309,7 @@ PROVIDER = Provider(
     identity=identity,
     install_url=install_url,
     manage_url=manage_url,
+    diagnose=diagnose,
     revoke=revoke,
     stays=stays,
     reads=("the repositories you choose", "issues and pull requests", "organisation members"),

@@ -5,6 +5,7 @@ Source: docs.stripe.com/connect/oauth-reference and /connect/oauth-standard-acco
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from datetime import datetime
 from typing import Annotated, Any
 
@@ -12,10 +13,11 @@ from pydantic import Field
 
 from broker.errors import UnusableAnswer
 from broker.http import Answer, readable
-from broker.oauth import Grant, OAuthProfile, error_code
+from broker.oauth import Grant, OAuthProfile
 from broker.providers.base import (
     Account,
     Call,
+    Finding,
     GrantIncomplete,
     Mode,
     Provider,
@@ -31,6 +33,9 @@ DEAUTHORIZE = "POST /oauth/deauthorize"
 # Stripe says both with the code `invalid_client`, so that only its description tells them apart.
 NOT_CONNECTED = "not connected to stripe account"
 NOT_DEAUTHORIZED_BY_US = "no_deauth_on_controlled_account"
+
+
+SCOPES = frozenset({"read_only", "read_write"})
 
 
 class StripeOptions(AppOptions):
@@ -132,29 +137,61 @@ def revoke(app: OAuthApp, account: Account, grant: Grant | None, call: Call, now
         form={"client_id": app.client_id, "stripe_user_id": account.id},
     )
     if answer.status in {400, 401}:
-        return _already_ended(answer)
+        return _already_ended(app, answer)
     if read_object(answer, what=DEAUTHORIZE).get("stripe_user_id") != account.id:
         raise UnusableAnswer(f"{DEAUTHORIZE}: the answer names another account")
     return True
 
 
-def _already_ended(answer: Answer) -> bool:
+def _already_ended(app: OAuthApp, answer: Answer) -> bool:
     """Tell apart what Stripe says with one code: nothing is left to end, it may not be ended, or we are wrong."""
     content = answer.json()
     told = content if isinstance(content, dict) else {}
-    error, text = told.get("error"), readable(told.get("error_description"))
+    error = told.get("error")
+    text = readable(told.get("error_description"), secrets=[secret.reveal() for secret in app.client_secrets])
     if NOT_DEAUTHORIZED_BY_US in f"{error} {text}":
         raise RevocationRefused(f"{DEAUTHORIZE}: {answer.status} {NOT_DEAUTHORIZED_BY_US}")
     if error == "invalid_client" and NOT_CONNECTED in text.lower():
         return True
     # Anything else must not pass for done: our key, its mode or the client id may be wrong.
-    code = error_code(error) if isinstance(error, str) else ""
-    raise ProviderRefused(" ".join(part for part in (f"{DEAUTHORIZE}: {answer.status}", code, text) if part))
+    raise ProviderRefused(f"{DEAUTHORIZE}: {answer.status} {text}".rstrip())
 
 
 def manage_url(app: OAuthApp, account: Account) -> str:
     """Return the page where the account's owner sees and removes connected platforms."""
     return "https://dashboard.stripe.com/settings/apps"
+
+
+def diagnose(app: OAuthApp, call: Call, now: datetime) -> Iterator[Finding]:
+    """Look at the platform's secret key: its kind, its mode, and whether Stripe accepts it."""
+    yield _key_mode(app)
+    unknown = sorted(set(app.scopes) - SCOPES)
+    if unknown:
+        yield Finding("scopes", "fail", f"Stripe has no scope {', '.join(unknown)}.", "Use read_write or read_only.")
+    else:
+        yield Finding("scopes", "pass", f"Asks for {', '.join(app.scopes or PROVIDER.default_scopes)}.")
+    answer = call("GET", f"{_options(app).api_url}/v1/account", bearer=app.client_secrets[0])
+    if answer.status == 401:
+        mend = "Copy the secret key of the platform account from Stripe's dashboard, Developers, API keys."
+        yield Finding("credentials", "fail", "Stripe does not accept the client secret.", mend)
+    elif answer.status == 429 or answer.status >= 500:
+        yield Finding("credentials", "warn", f"Stripe could not be asked: HTTP {answer.status}.", "Try again later.")
+    else:
+        # A restricted key may not read the account, and is known all the same.
+        yield Finding("credentials", "pass", "Stripe accepts the client secret; the client id is not checked.")
+
+
+def _key_mode(app: OAuthApp) -> Finding:
+    key = app.client_secrets[0].reveal()
+    if not key.startswith(("sk_", "rk_")):
+        mend = "The client secret is the platform's secret key; it begins with sk_live_ or sk_test_."
+        return Finding("mode", "fail", "The client secret is not a secret key of Stripe's.", mend)
+    if "_live_" in key[:8]:
+        if "test" in app.key:
+            mend = "Use the test mode's client id together with the test mode's secret key, or rename the OAuth app."
+            return Finding("mode", "warn", "Live secret key in an OAuth app that is called test.", mend)
+        return Finding("mode", "pass", "Live keys.")
+    return Finding("mode", "pass", "Test keys: real data will not appear.")
 
 
 PROVIDER = Provider(
@@ -174,6 +211,7 @@ PROVIDER = Provider(
     no_pkce_because="Connect's reference documents no code_challenge; its code is single-use and lives 5 minutes",
     requires_access_token=False,
     manage_url=manage_url,
+    diagnose=diagnose,
     revoke=revoke,
     revoke_needs_grant=False,
 )

@@ -1,0 +1,335 @@
+"""The database: times with a zone, units that commit whole, migrations that agree with the models."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import threading
+import traceback
+from collections.abc import Iterator
+from datetime import UTC, datetime, timedelta, timezone
+
+import pytest
+import sqlalchemy as sa
+from alembic import command
+from alembic.autogenerate import compare_metadata
+from alembic.config import Config
+from alembic.migration import MigrationContext
+
+from broker import models
+from broker.clock import ManualClock
+from broker.db import (
+    Base,
+    Database,
+    DatabaseUnavailable,
+    SchemaBehind,
+    UtcDateTime,
+    engine_options,
+    migrations_path,
+    newest_revision,
+    prepare,
+    require_current_schema,
+    schema_revision,
+    upgrade,
+)
+from broker.models import EndUser
+from tests.house import START
+
+MOMENT = datetime(2026, 11, 20, 10, 0, 0, 123456, tzinfo=UTC)
+
+
+def open_database(url: str, **options: object) -> Database:
+    engine = sa.create_engine(url, **(engine_options(url) | options))
+    prepare(engine)
+    return Database(engine, ManualClock(START))
+
+
+@pytest.fixture
+def database(database_url: str) -> Iterator[Database]:
+    opened = open_database(database_url)
+    yield opened
+    opened.engine.dispose()
+
+
+def add(database: Database, name: str, moment: datetime = MOMENT) -> None:
+    with database.write() as connection:
+        connection.execute(sa.insert(EndUser).values(external_id=name, created_at=moment))
+
+
+def names(database: Database) -> list[str]:
+    with database.read() as connection:
+        return list(connection.execute(sa.select(EndUser.external_id).order_by(EndUser.id)).scalars())
+
+
+# --- times ----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("zone", [UTC, timezone(timedelta(hours=5, minutes=45)), timezone(timedelta(hours=-9))])
+def test_a_time_comes_back_as_the_same_moment_in_utc(database: Database, zone: timezone) -> None:
+    add(database, "a", MOMENT.astimezone(zone))
+    with database.read() as connection:
+        read = connection.execute(sa.select(EndUser.created_at)).scalar_one()
+    assert read == MOMENT
+    assert read.utcoffset() == timedelta(0)
+
+
+def test_a_time_without_a_zone_is_refused(database: Database) -> None:
+    with pytest.raises(sa.exc.StatementError, match="naive"):
+        add(database, "a", MOMENT.replace(tzinfo=None))
+    assert names(database) == []
+
+
+def test_times_compare_as_moments_whatever_their_zone(database: Database) -> None:
+    add(database, "a")
+    later = (MOMENT + timedelta(microseconds=1)).astimezone(timezone(timedelta(hours=-11)))
+    query = sa.select(sa.func.count()).select_from(EndUser)
+    with database.read() as connection:
+        assert connection.execute(query.where(EndUser.created_at < later)).scalar_one() == 1
+        assert connection.execute(query.where(EndUser.created_at >= later)).scalar_one() == 0
+
+
+def test_no_time_stays_no_time(database: Database) -> None:
+    with database.read() as connection:
+        assert connection.execute(sa.select(sa.literal(None, UtcDateTime()))).scalar_one() is None
+
+
+def test_every_column_with_a_time_has_a_zone() -> None:
+    wrong = [
+        str(column)
+        for table in Base.metadata.tables.values()
+        for column in table.columns
+        if isinstance(column.type, sa.DateTime)
+    ]
+    assert wrong == []
+
+
+def test_leases_are_judged_by_postgresqls_clock_and_by_this_machines_where_there_is_none(database: Database) -> None:
+    with database.write() as connection:
+        first, second = database.now(connection), database.now(connection)
+    assert first.utcoffset() == timedelta(0)
+    if database.is_sqlite:
+        assert first == second == START
+    else:
+        assert first < second, "the clock goes on within a transaction"
+
+
+# --- units of work --------------------------------------------------------------------------------------
+
+
+class Mishap(Exception):
+    """Something went wrong in the middle."""
+
+
+def fail_after_writing(database: Database) -> None:
+    with database.write() as connection:
+        connection.execute(sa.insert(EndUser).values(external_id="lost", created_at=MOMENT))
+        raise Mishap
+
+
+def test_a_unit_that_fails_leaves_nothing_behind(database: Database) -> None:
+    with pytest.raises(Mishap):
+        fail_after_writing(database)
+    assert names(database) == []
+
+
+def test_a_unit_that_only_reads_keeps_nothing_it_writes(database: Database) -> None:
+    with database.read() as connection:
+        connection.execute(sa.insert(EndUser).values(external_id="a", created_at=MOMENT))
+    assert names(database) == []
+
+
+def test_a_session_commits_on_success_and_its_objects_can_still_be_read(database: Database) -> None:
+    with database.session() as session:
+        person = EndUser(external_id="a", created_at=MOMENT)
+        session.add(person)
+    assert person.external_id == "a"
+    with database.reading() as session:
+        assert session.scalars(sa.select(EndUser.external_id)).all() == ["a"]
+
+
+def test_many_writers_that_read_before_they_write_all_succeed(database: Database) -> None:
+    add(database, "0")
+    start = threading.Barrier(8)
+    failures: list[BaseException] = []
+
+    def count_up() -> None:
+        try:
+            start.wait(10)
+            for _ in range(5):
+                with database.write() as connection:
+                    value = connection.execute(sa.select(EndUser.external_id).with_for_update()).scalar_one()
+                    connection.execute(sa.update(EndUser).values(external_id=str(int(value) + 1)))
+        except BaseException as failure:  # noqa: BLE001 - told below, in the test's own thread
+            failures.append(failure)
+
+    threads = [threading.Thread(target=count_up) for _ in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(60)
+    assert not failures
+    assert names(database) == ["40"]
+
+
+def test_reading_goes_on_while_somebody_writes(database: Database) -> None:
+    add(database, "a")
+    with database.write() as connection:
+        connection.execute(sa.insert(EndUser).values(external_id="b", created_at=MOMENT))
+        assert names(database) == ["a"]
+    assert names(database) == ["a", "b"]
+
+
+def test_a_writer_takes_the_embedded_databases_lock_at_once_and_a_reader_never(database: Database) -> None:
+    if not database.is_sqlite:
+        pytest.skip("PostgreSQL locks rows")
+    begun: list[str] = []
+    sa.event.listen(database.engine, "before_cursor_execute", lambda *args: begun.append(args[2]))
+    with database.write():
+        pass
+    with database.read() as connection:
+        connection.execute(sa.text("SELECT 1"))
+    assert [each for each in begun if each.startswith("BEGIN")] == ["BEGIN IMMEDIATE", "BEGIN"]
+
+
+def test_the_embedded_database_survives_power_loss_and_keeps_its_rules(database: Database) -> None:
+    if not database.is_sqlite:
+        pytest.skip("PostgreSQL has these by default")
+    with database.read() as connection:
+        found = {
+            name: connection.exec_driver_sql(f"PRAGMA {name}").scalar_one()
+            for name in ("journal_mode", "synchronous", "foreign_keys", "secure_delete")
+        }
+    assert found == {"journal_mode": "wal", "synchronous": 2, "foreign_keys": 1, "secure_delete": 1}
+
+
+def test_a_row_that_points_nowhere_is_refused(database: Database) -> None:
+    with pytest.raises(sa.exc.IntegrityError), database.write() as connection:
+        connection.execute(sa.insert(models.Claim).values(app_key="a", account_id="b", mode="live", end_user_id=10**9))
+
+
+# --- failures -------------------------------------------------------------------------------------------
+
+
+def test_a_database_that_cannot_be_reached_is_unavailable(tmp_path_factory: pytest.TempPathFactory) -> None:
+    nowhere = tmp_path_factory.mktemp("nowhere")
+    for url in (f"sqlite:///{nowhere}/missing/broker.sqlite", f"postgresql+psycopg://u@/x?host={nowhere}"):
+        database = open_database(url)
+        for unit in (database.write, database.read):
+            with pytest.raises(DatabaseUnavailable) as caught, unit() as connection:
+                connection.execute(sa.text("SELECT 1"))
+            assert caught.value.status == 503
+        database.engine.dispose()
+
+
+def query_a_missing_table(database: Database, value: str) -> None:
+    with database.write() as connection:
+        connection.execute(sa.text("SELECT :value FROM no_such_table"), {"value": value})
+
+
+def test_a_failure_shows_no_parameter_not_even_in_its_traceback(database: Database) -> None:
+    kinds = (DatabaseUnavailable, sa.exc.ProgrammingError)
+    value = f"{START.year}-person@example.com"
+    with pytest.raises(kinds) as caught:
+        query_a_missing_table(database, value)
+    assert value not in str(caught.value)
+    assert value not in "".join(traceback.format_exception(caught.value))
+
+
+def test_a_duplicate_shows_no_parameter_either(database: Database) -> None:
+    add(database, "a-person")
+    with pytest.raises(sa.exc.IntegrityError) as caught:
+        add(database, "a-person")
+    # PostgreSQL itself quotes the key of a duplicate; nothing else of the row may be told.
+    assert str(MOMENT.year) not in str(caught.value)
+
+
+def test_a_database_that_may_only_be_read_is_unavailable_to_writers(database_url: str) -> None:
+    if database_url.startswith("sqlite"):
+        path = database_url.removeprefix("sqlite:///")
+        database = open_database(f"sqlite:///file:{path}?mode=ro&uri=true")
+    else:
+        database = open_database(database_url, connect_args={"options": "-c default_transaction_read_only=on"})
+    try:
+        assert names(database) == []
+        with pytest.raises(DatabaseUnavailable):
+            add(database, "a")
+    finally:
+        database.engine.dispose()
+
+
+def test_an_exhausted_pool_is_an_unavailable_database(database_url: str) -> None:
+    database = open_database(database_url, pool_size=1, max_overflow=0, pool_timeout=0.01)
+    with database.read(), pytest.raises(DatabaseUnavailable, match="pool exhausted"), database.read():
+        pass
+    database.engine.dispose()
+
+
+# --- migrations -----------------------------------------------------------------------------------------
+
+
+def revision(url: str) -> str | None:
+    database = open_database(url)
+    try:
+        with database.read() as connection:
+            return schema_revision(connection)
+    finally:
+        database.engine.dispose()
+
+
+def tables(url: str) -> set[str]:
+    engine = sa.create_engine(url)
+    try:
+        return set(sa.inspect(engine).get_table_names())
+    finally:
+        engine.dispose()
+
+
+def test_the_migrations_make_exactly_the_tables_of_the_models(database: Database) -> None:
+    with database.engine.connect() as connection:
+        context = MigrationContext.configure(connection, opts={"compare_type": True, "compare_server_default": True})
+        assert compare_metadata(context, Base.metadata) == []
+
+
+def test_a_migrated_database_is_current(database_url: str) -> None:
+    database = open_database(database_url)
+    require_current_schema(database)
+    assert revision(database_url) == newest_revision()
+    database.engine.dispose()
+
+
+def test_an_empty_database_is_behind_and_the_error_says_what_to_run(empty_database_url: str) -> None:
+    database = open_database(empty_database_url)
+    with pytest.raises(SchemaBehind) as behind:
+        require_current_schema(database)
+    assert "broker db upgrade" in behind.value.cure
+    database.engine.dispose()
+
+
+def test_upgrading_twice_changes_nothing(empty_database_url: str) -> None:
+    upgrade(empty_database_url)
+    before = tables(empty_database_url)
+    upgrade(empty_database_url)
+    assert tables(empty_database_url) == before == set(Base.metadata.tables) | {"alembic_version"}
+
+
+def test_upgrading_from_several_places_at_once_works(empty_database_url: str) -> None:
+
+    code = "import sys; from broker.db import upgrade; upgrade(sys.argv[1])"
+    started = [
+        subprocess.Popen([sys.executable, "-c", code, empty_database_url], stderr=subprocess.PIPE, text=True)
+        for _ in range(3)
+    ]
+    told = [process.communicate(timeout=120)[1] for process in started]
+    assert [process.returncode for process in started] == [0, 0, 0], told
+    assert revision(empty_database_url) == newest_revision()
+
+
+def test_downgrading_to_nothing_and_back_works(empty_database_url: str) -> None:
+    upgrade(empty_database_url)
+    config = Config()
+    config.set_main_option("script_location", str(migrations_path()))
+    config.attributes["url"] = empty_database_url
+    command.downgrade(config, "base")
+    assert tables(empty_database_url) == {"alembic_version"}
+    upgrade(empty_database_url)
+    assert revision(empty_database_url) == newest_revision()
