@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from datetime import timedelta
+from functools import partial
 from importlib.resources import files
 from pathlib import Path
 from typing import TextIO
@@ -15,10 +16,13 @@ from flask_migrate import Migrate
 from broker import __version__, cli, logs
 from broker.apikeys import ApiKeys
 from broker.apps import AppCatalogue
+from broker.circuits import SEQUIN, Circuits
 from broker.clock import Clock, SystemClock
 from broker.connections import Connections
 from broker.db import Database, db, engine_options, migrations_path, prepare
 from broker.delivery import Deliveries
+from broker.disconnection import Disconnections
+from broker.doctor import Doctor
 from broker.flow_page import FlowPages
 from broker.flows import Flows
 from broker.http import Http
@@ -26,7 +30,7 @@ from broker.jobs import Jobs
 from broker.journal import FlowJournal
 from broker.keyring import KeyRing
 from broker.links import Links
-from broker.matching import OAuthAppMatch
+from broker.matching import OAuthAppMatch, OAuthApps
 from broker.oauth import OAuth
 from broker.operators import Operators
 from broker.providers import discover
@@ -101,9 +105,15 @@ def build_services(settings: Settings, database: Database, clock: Clock) -> Serv
     http = Http(allow_plain_loopback=not settings.production, user_agent=f"sequin-oauth-broker/{__version__}")
     oauth = OAuth(http, clock)
     vault = Vault(settings.encryption_keys)
-    sequin = Sequin(http, url=settings.sequin_api_url, token=settings.sequin_api_token, clock=clock)
-    apps = AppCatalogue(settings.apps, discover())
     jobs = Jobs(database, clock)
+    circuits = Circuits(database, clock, jobs)
+    sequin = Sequin(
+        http, url=settings.sequin_api_url, token=settings.sequin_api_token, clock=clock,
+        watch=partial(circuits.watching, SEQUIN),
+    )  # fmt: skip
+    match = OAuthAppMatch(sequin, clock)
+    apps = AppCatalogue(settings.apps, discover())
+    key_ring = KeyRing(database, vault, clock)
     connections = Connections(database, clock, apps, jobs)
     lifetime = timedelta(minutes=settings.flow_minutes)
     journal = FlowJournal(database=database, clock=clock, apps=apps, vault=vault, jobs=jobs, lifetime=lifetime)
@@ -112,23 +122,33 @@ def build_services(settings: Settings, database: Database, clock: Clock) -> Serv
         clock=clock,
         database=database,
         apps=apps,
-        key_ring=KeyRing(database, vault, clock),
+        key_ring=key_ring,
         api_keys=ApiKeys(database, clock),
         links=Links(database, clock, apps, settings),
         flows=Flows(
             journal=journal, database=database, clock=clock, apps=apps, settings=settings, oauth=oauth, http=http,
-            vault=vault, jobs=jobs,
+            vault=vault, jobs=jobs, circuits=circuits,
         ),
         flow_pages=FlowPages(journal=journal, database=database, clock=clock, apps=apps, connections=connections),
         journal=journal,
         connections=connections,
         deliveries=Deliveries(
             database=database, clock=clock, apps=apps, vault=vault, sequin=sequin,
-            match=OAuthAppMatch(sequin, clock), jobs=jobs,
+            match=match, jobs=jobs,
         ),
         reconciliation=Reconciliation(database=database, clock=clock, sequin=sequin, jobs=jobs),
         verifications=Verifications(
             database=database, clock=clock, apps=apps, sequin=sequin, jobs=jobs, keep_grants=settings.keep_grants
+        ),
+        disconnections=Disconnections(
+            database=database, clock=clock, apps=apps, vault=vault, http=http, sequin=sequin, jobs=jobs
+        ),
+        sequin=sequin,
+        circuits=circuits,
+        oauth_apps=OAuthApps(database=database, apps=apps, sequin=sequin, match=match, jobs=jobs),
+        doctor=Doctor(
+            settings=settings, clock=clock, database=database, apps=apps, jobs=jobs, circuits=circuits,
+            key_ring=key_ring, sequin=sequin, http=http,
         ),
         jobs=jobs,
         operators=Operators(database, clock),

@@ -15,10 +15,11 @@ from broker import audit
 from broker.apps import AppCatalogue
 from broker.audit import Actor
 from broker.clock import Clock
+from broker.connected import account_of
 from broker.db import Database
 from broker.errors import AppUnknown, BrokerError, Refused, by_code
 from broker.jobs import Jobs
-from broker.models import ConnectedAccount, EndUser, ImportState, Job, LinkUse
+from broker.models import CleanUp, ConnectedAccount, EndUser, ImportState, Job, LinkUse
 from broker.references import ALPHABET
 from broker.status import NOTES, Status, status_expression, status_of
 from broker.text import storable
@@ -116,6 +117,56 @@ class HandOff:
 
 
 @dataclass(frozen=True)
+class EndingPart:
+    """How far one part of a disconnect has come."""
+
+    state: CleanUp
+    # Why the last try failed, in words for operators; empty unless it did.
+    problem: str
+    # When it is tried next; None unless it is still to be done.
+    next_attempt_at: datetime | None
+
+
+@dataclass(frozen=True)
+class Ending:
+    """What a disconnect does besides: ending the access at the provider, and deleting the credential in Sequin."""
+
+    revocation: EndingPart
+    removal: EndingPart
+
+    @property
+    def is_pending(self) -> bool:
+        """Whether something is still to be done."""
+        return CleanUp.PENDING in {self.revocation.state, self.removal.state}
+
+    @property
+    def note(self) -> str:
+        """One sentence for the person whose account it was; empty when nothing is left to say."""
+        if self.revocation.state in _REVOCATION_NOTES:
+            return _REVOCATION_NOTES[self.revocation.state]
+        return _REMOVAL_NOTE if self.removal.state is CleanUp.PENDING else ""
+
+    @property
+    def operator_note(self) -> str:
+        """What is still to be done, and what stands in its way; empty when nothing is."""
+        parts = (("End the access at the provider", self.revocation), ("Delete the credential", self.removal))
+        return " ".join(
+            f"Still to do: {what.lower()}." + (f" Last time: {part.problem}" if part.problem else "")
+            for what, part in parts
+            if part.state is CleanUp.PENDING
+        )
+
+
+_REVOCATION_NOTES: Mapping[CleanUp, str] = MappingProxyType(
+    {
+        CleanUp.PENDING: "This account is no longer connected here. We are still ending the access at {provider}.",
+        CleanUp.REFUSED: "This account is no longer connected here. {provider} keeps it until you remove it there.",
+    }
+)
+_REMOVAL_NOTE = "This account is no longer connected. We are still clearing up after it, which takes a minute or two."
+
+
+@dataclass(frozen=True)
 class ConnectionView:
     """Everything about a connection that may leave the use cases; never a token."""
 
@@ -141,11 +192,16 @@ class ConnectionView:
     disconnected_at: datetime | None
     created_at: datetime
     updated_at: datetime
+    # What a disconnect does besides; None while the connection lives.
+    ending: Ending | None = None
+    # The provider's own page about this connection; None where it has none.
+    manage_url: str | None = None
 
     @property
     def note(self) -> str:
         """One sentence for the person whose account it is."""
-        return NOTES[self.status].format(provider=self.provider_title)
+        told = self.ending.note if self.ending is not None else ""
+        return (told or NOTES[self.status]).format(provider=self.provider_title)
 
     @property
     def operator_note(self) -> str:
@@ -155,6 +211,8 @@ class ConnectionView:
         if self.status in {Status.IMPORT_FAILED, Status.PENDING} and self.hand_off.error:
             what_happened = _joined(self.hand_off.detail or self.hand_off.error, self.hand_off.cure)
             return f"Tried again soon. Last time: {what_happened}" if self.status is Status.PENDING else what_happened
+        if self.ending is not None and self.ending.is_pending:
+            return self.ending.operator_note
         return _OPERATOR_NOTES.get(self.status) or self.note
 
     @property
@@ -232,13 +290,15 @@ class Connections:
     def of_person(self, end_user_id: int, *, link_id: int | None) -> list[ConnectionView]:
         """Return what an end user has connected, what needs attention first; `link_id` narrows to one link's.
 
-        What was disconnected stays for 30 days and then leaves the person's page.
+        What was disconnected stays for 30 days, and until all of it is done; then it leaves the person's page.
         """
         query = _viewed().where(
             ConnectedAccount.end_user_id == end_user_id,
             sa.or_(
                 ConnectedAccount.disconnected_at.is_(None),
                 ConnectedAccount.disconnected_at > self._clock.now() - ENDED_SHOWN_FOR,
+                ConnectedAccount.revocation == CleanUp.PENDING,
+                ConnectedAccount.removal == CleanUp.PENDING,
             ),
         )
         if link_id is not None:
@@ -305,7 +365,15 @@ class Connections:
             disconnected_at=row.disconnected_at,
             created_at=row.created_at,
             updated_at=row.updated_at,
+            ending=_ending(row),
+            manage_url=self._manage_url(row),
         )
+
+    def _manage_url(self, row: _Row) -> str | None:
+        if row.app_key not in self._apps:
+            return None
+        app = self._apps.get(row.app_key)
+        return app.provider.manage_url(app.config, account_of(row)) if app.provider.manage_url else None
 
     def _title(self, app_key: str, provider: str) -> str:
         """Return the provider's name for people, also when its OAuth app is no longer configured."""
@@ -362,10 +430,24 @@ def _hand_off(row: _Row) -> HandOff:
     )
 
 
+def _ending(row: _Row) -> Ending | None:
+    if row.revocation is None or row.removal is None:
+        return None
+    return Ending(
+        EndingPart(CleanUp(row.revocation), _problem(row.revoke_error, row.revoke_detail), row.revoke_due_at),
+        EndingPart(CleanUp(row.removal), _problem(row.remove_error, row.remove_detail), row.remove_due_at),
+    )
+
+
+def _problem(code: str | None, detail: str | None) -> str:
+    return _joined(detail or code, cure_of(code)) if code else ""
+
+
 def _viewed() -> _Query:
     """Return the one SELECT behind every view. The grant itself is never read here."""
     shown = [column for column in ConnectedAccount.__table__.columns if column.name != "grant_sealed"]
     importing = sa.and_(Job.kind == "import", Job.subject_id == ConnectedAccount.id)
+    revoke, remove = (sa.orm.aliased(Job, name=kind) for kind in ("revoke", "remove"))
     return (
         sa.select(
             *shown,
@@ -378,10 +460,24 @@ def _viewed() -> _Query:
             Job.failures,
             Job.failing_since,
             Job.due_at,
+            revoke.error.label("revoke_error"),
+            revoke.error_detail.label("revoke_detail"),
+            revoke.due_at.label("revoke_due_at"),
+            remove.error.label("remove_error"),
+            remove.error_detail.label("remove_detail"),
+            remove.due_at.label("remove_due_at"),
         )
         .join(EndUser, EndUser.id == ConnectedAccount.end_user_id)
         .outerjoin(Job, importing)
+        .outerjoin(revoke, _work_on_what_ended(revoke, "revoke"))
+        .outerjoin(remove, _work_on_what_ended(remove, "remove"))
     )
+
+
+def _work_on_what_ended(job: type[Job], kind: str) -> sa.ColumnElement[bool]:
+    # For live rows, nearly all, the database need not look.
+    ended = ConnectedAccount.disconnected_at.is_not(None)
+    return sa.and_(ended, job.kind == kind, job.subject_id == ConnectedAccount.id)
 
 
 def _matching(filters: ConnectionFilters, now: datetime, dialect: str) -> list[sa.ColumnElement[bool]]:

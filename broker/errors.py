@@ -361,6 +361,8 @@ class FlowFailure(BrokerError):
     code = "flow_failed"
     status = 200
     verdict = Verdict.PERSON
+    # The provider's name, where it is told before there is a flow that knows it.
+    provider: str = ""
 
 
 class ConsentDenied(FlowFailure):
@@ -437,6 +439,16 @@ class AccountTaken(FlowFailure):
     heading = "This {provider} account is already connected"
     advice = "It is connected to someone else at {host}. Use another {provider} account, or ask {host}."
     cure = "Disconnect it there first if it should move."
+
+
+class AccountDisconnected(FlowFailure):
+    """The account was disconnected while this flow was under way; a disconnect wins."""
+
+    code = "account_disconnected"
+    status = 409
+    heading = "This {provider} account was disconnected"
+    advice = "It was disconnected while you were connecting it, so nothing was kept. Start again to connect it."
+    cure = "Nothing to do: the person starts again."
 
 
 class AccountNotPermitted(FlowFailure):

@@ -435,6 +435,15 @@ def _refuse_constant(name: str) -> object:
     raise ValueError(name)
 
 
+def dated(headers: Mapping[str, str]) -> datetime | None:
+    """Return the time by the other side's clock, None without a usable Date."""
+    value = next((v for k, v in headers.items() if k.lower() == "date"), "")
+    try:
+        return parsedate_to_datetime(value).astimezone(UTC)
+    except (ValueError, TypeError, OverflowError):
+        return None
+
+
 def retry_after(headers: Mapping[str, str], now: datetime | None = None) -> float | None:
     """Return what Retry-After asks for, in seconds between 0 and 900, or None without a usable one."""
     value = next((v for k, v in headers.items() if k.lower() == "retry-after"), "").strip()

@@ -2,17 +2,32 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import sqlalchemy as sa
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.engine import Connection
 
+from broker.attach import grant_binding
 from broker.clock import Clock
 from broker.db import Database
 from broker.errors import Unreadable
-from broker.models import KeyCanary
+from broker.journal import flow_binding
+from broker.models import ConnectedAccount, Flow, KeyCanary
 from broker.vault import Binding, Vault, key_id
 
 _SENTENCE = b"the key that sealed this sentence still opens it"
+
+
+@dataclass(frozen=True)
+class Sample:
+    """What came of opening some sealed values."""
+
+    opened: int
+    # References of the rows that do not open.
+    unreadable: tuple[str, ...]
+    # Keys besides the first that nothing is sealed with; empty when not everything was looked at.
+    unused: tuple[str, ...]
 
 
 class KeyRing:
@@ -36,6 +51,28 @@ class KeyRing:
         unopened = [_WRONG.format(kid=kid) for kid in self._vault.key_ids if not self._opens(kid, kept[kid])]
         absent = [_ABSENT.format(kid=kid) for kid in sorted(kept) if kid not in self._vault.key_ids]
         return unopened + absent
+
+    def sample(self, most: int = 200) -> Sample:
+        """Open what was sealed last, up to `most` grants of connections and of flows each."""
+        kept = sa.select(ConnectedAccount.ref, ConnectedAccount.token_version, ConnectedAccount.grant_sealed)
+        kept = kept.where(ConnectedAccount.grant_sealed.is_not(None)).order_by(ConnectedAccount.id.desc())
+        waiting = sa.select(Flow.ref, Flow.grant_sealed).where(Flow.grant_sealed.is_not(None)).order_by(Flow.id.desc())
+        with self._database.read() as connection:
+            connections = connection.execute(kept.limit(most)).all()
+            flows = connection.execute(waiting.limit(most)).all()
+        found = [(row.ref, grant_binding(row.ref, row.token_version), row.grant_sealed) for row in connections]
+        found += [(row.ref, flow_binding(row.ref), row.grant_sealed) for row in flows]
+        used: set[str] = set()
+        unreadable: list[str] = []
+        for ref, binding, sealed in found:
+            try:
+                used.add(key_id(sealed))
+                self._vault.open(sealed, binding)
+            except Unreadable:
+                unreadable.append(ref)
+        unused = [kid for kid in self._vault.key_ids[1:] if kid not in used]
+        is_whole = len(connections) < most and len(flows) < most
+        return Sample(len(found), tuple(unreadable), tuple(unused) if is_whole else ())
 
     def retire(self, kid: str) -> None:
         """Forget the canary of a key that nothing is sealed with any more, so that it may leave the ring."""

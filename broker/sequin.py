@@ -10,9 +10,10 @@ import codecs
 import json
 import re
 from collections.abc import Iterable, Iterator, Mapping
+from contextlib import AbstractContextManager, ExitStack, nullcontext
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from typing import NoReturn
+from typing import NoReturn, Protocol
 
 from broker.clock import Clock, SystemClock
 from broker.errors import (
@@ -24,7 +25,7 @@ from broker.errors import (
     SequinUnavailable,
     UnusableAnswer,
 )
-from broker.http import TOTAL_SECONDS, Answer, Http, parse_json, readable, retry_after
+from broker.http import TOTAL_SECONDS, Answer, Http, dated, parse_json, readable, retry_after
 from broker.secret import Secret
 
 # --- assumptions without evidence ---------------------------------------------------------------------
@@ -84,6 +85,13 @@ class SequinOAuthApp:
 # --- the client ---------------------------------------------------------------------------------------
 
 
+class Watch(Protocol):
+    """What is wrapped around every call; `conclusive` unless the call says little about the others."""
+
+    def __call__(self, *, conclusive: bool) -> AbstractContextManager[None]:
+        """Watch the calls inside; raises what they raise."""
+
+
 class Sequin:
     """Calls Sequin; each method sends one request and repeats nothing.
 
@@ -91,7 +99,11 @@ class Sequin:
     have acted.
     """
 
-    def __init__(self, http: Http, *, url: str, token: Secret, clock: Clock | None = None) -> None:
+    def __init__(
+        self, http: Http, *, url: str, token: Secret, clock: Clock | None = None, watch: Watch | None = None
+    ) -> None:
+        """`watch` is told how every call goes."""
+        self._watch = watch or (lambda **_: nullcontext())
         self._http = http
         self._url = url.rstrip("/")
         self._token = token
@@ -119,17 +131,22 @@ class Sequin:
             body["name"] = name
         if metadata is not None:
             body["metadata"] = dict(metadata)
-        answer = self._call("POST", "/v1/credentials", body, secrets=_secrets_of(properties))
-        return _credential(self._single(answer))
+        with self._watch(conclusive=True):
+            answer = self._call("POST", "/v1/credentials", body, secrets=_secrets_of(properties))
+            return _credential(self._single(answer))
 
     def credential(self, id: str) -> Credential:  # noqa: A002 - it is what Sequin calls it
         """Return one credential. Raises SequinNotFound."""
-        return _credential(self._single(self._call("GET", f"/v1/credentials/{_in_path(id)}")))
+        path = f"/v1/credentials/{_in_path(id)}"
+        with self._watch(conclusive=True):
+            return _credential(self._single(self._call("GET", path)))
 
     def delete_credential(self, id: str) -> bool:  # noqa: A002 - as above
         """Delete one credential; False when there was none."""
         try:
-            self._call("DELETE", f"/v1/credentials/{_in_path(id)}")
+            path = f"/v1/credentials/{_in_path(id)}"
+            with self._watch(conclusive=True):
+                self._call("DELETE", path)
         except SequinNotFound:
             return False
         return True
@@ -139,11 +156,20 @@ class Sequin:
 
         `deadline` covers the caller's own work between two credentials too.
         """
-        with self._http.stream(
-            "GET", f"{self._url}/v1/credentials", bearer=self._token, deadline=deadline, max_bytes=LIST_BYTES
-        ) as stream:
-            if stream.status >= 400:
-                self._refuse(stream.status, stream.headers, _first(stream.chunks()), stream.where, [])
+        # Only the way in is watched: what happens while the list is read may be the reader's own doing.
+        with ExitStack() as opened:
+            with self._watch(conclusive=False):
+                stream = opened.enter_context(
+                    self._http.stream(
+                        "GET",
+                        f"{self._url}/v1/credentials",
+                        bearer=self._token,
+                        deadline=deadline,
+                        max_bytes=LIST_BYTES,
+                    )
+                )
+                if stream.status >= 400:
+                    self._refuse(stream.status, stream.headers, _first(stream.chunks()), stream.where, [])
             try:
                 for element in elements(stream.chunks()):
                     yield _credential(element)
@@ -152,12 +178,18 @@ class Sequin:
 
     def oauth_apps(self) -> list[SequinOAuthApp]:
         """Return every OAuth app; never asks for their secrets. Filter here: Sequin's own filters may not work."""
-        answer = self._call("GET", "/v1/oauth-apps")
+        # That the list is shown does not mean that imports are taken again.
+        with self._watch(conclusive=False):
+            return self.survey()[0]
+
+    def survey(self, *, deadline: float = TOTAL_SECONDS) -> tuple[list[SequinOAuthApp], datetime | None]:
+        """Return every OAuth app and the time by Sequin's own clock. Nobody watches how this call goes."""
+        answer = self._call("GET", "/v1/oauth-apps", deadline=deadline)
         content = self._json(answer)
         listed = content.get("data") if isinstance(content, dict) else content
         if not isinstance(listed, list):
             raise SequinUnavailable("GET /v1/oauth-apps: the answer is not a list")
-        return [_oauth_app(entry) for entry in listed]
+        return [_oauth_app(entry) for entry in listed], dated(answer.headers)
 
     def create_oauth_app(
         self,
@@ -177,12 +209,21 @@ class Sequin:
         }
         if metadata is not None:
             body["metadata"] = dict(metadata)
-        return _oauth_app(self._single(self._call("POST", "/v1/oauth-apps", body, secrets=[client_secret.reveal()])))
+        with self._watch(conclusive=False):
+            answer = self._call("POST", "/v1/oauth-apps", body, secrets=[client_secret.reveal()])
+            return _oauth_app(self._single(answer))
 
-    def _call(self, method: str, path: str, body: object | None = None, secrets: Iterable[str] = ()) -> Answer:
+    def _call(
+        self,
+        method: str,
+        path: str,
+        body: object | None = None,
+        secrets: Iterable[str] = (),
+        deadline: float = TOTAL_SECONDS,
+    ) -> Answer:
         where = f"{method} {path}"
         try:
-            answer = self._http.request(method, self._url + path, json=body, bearer=self._token)
+            answer = self._http.request(method, self._url + path, json=body, bearer=self._token, deadline=deadline)
         except UnusableAnswer as error:
             raise SequinUnavailable(error.detail) from error
         if answer.status >= 400:

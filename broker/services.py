@@ -6,18 +6,23 @@ from dataclasses import dataclass
 
 from broker.apikeys import ApiKeys
 from broker.apps import AppCatalogue
+from broker.circuits import Circuits
 from broker.clock import Clock
 from broker.connections import Connections
 from broker.db import Database
 from broker.delivery import Deliveries
+from broker.disconnection import Disconnections
+from broker.doctor import Doctor
 from broker.flow_page import FlowPages
 from broker.flows import Flows
 from broker.jobs import Jobs
 from broker.journal import FlowJournal
 from broker.keyring import KeyRing
 from broker.links import Links
+from broker.matching import OAuthApps
 from broker.operators import Operators
 from broker.reconciliation import Reconciliation
+from broker.sequin import Sequin
 from broker.sessions import Sessions
 from broker.settings import Settings
 from broker.verification import Verifications
@@ -40,7 +45,12 @@ class Services:
     connections: Connections
     deliveries: Deliveries
     verifications: Verifications
+    disconnections: Disconnections
     reconciliation: Reconciliation
+    sequin: Sequin
+    circuits: Circuits
+    oauth_apps: OAuthApps
+    doctor: Doctor
     jobs: Jobs
     operators: Operators
     sessions: Sessions

@@ -5,15 +5,19 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 
 import structlog
 
+from broker.circuits import NEEDS, SEQUIN, Circuits, OpenCircuit
 from broker.db import Database
 from broker.delivery import Deliveries
+from broker.disconnection import Disconnections
 from broker.errors import BrokerError, Verdict
 from broker.flows import Flows
 from broker.jobs import Done, Jobs, LeasedJob, Outcome, Retry
 from broker.journal import FlowJournal
+from broker.reconciliation import Reconciliation
 from broker.verification import Verifications
 
 IDLE_SECONDS = 0.5
@@ -36,8 +40,15 @@ class Worker:
         journal: FlowJournal,
         deliveries: Deliveries,
         verifications: Verifications,
+        disconnections: Disconnections,
+        reconciliation: Reconciliation,
+        circuits: Circuits,
+        knock: Callable[[], object],
         threads: int,
     ) -> None:
+        """`knock` asks Sequin anything at all: what looks whether it is back when no job can."""
+        self._circuits = circuits
+        self._knock = knock
         self._database = database
         self._jobs = jobs
         self._flows = flows
@@ -50,8 +61,13 @@ class Worker:
         self._handlers: Mapping[str, Callable[[LeasedJob], Outcome]] = {
             "import": deliveries.run,
             "verify": verifications.run,
+            "revoke": disconnections.run_revoke,
+            "remove": disconnections.run_remove,
+            "reconcile": reconciliation.run,
             "finish": self._finish,
         }
+        # Who else has to know that a job failed in a way nobody foresaw.
+        self._failed: Mapping[str, Callable[[LeasedJob, Outcome], None]] = {"import": deliveries.failed}
 
     def start(self) -> None:
         """Start the threads."""
@@ -68,11 +84,36 @@ class Worker:
 
     def run_once(self) -> int:
         """Run what is due now and return how many jobs that were; what every turn of the loop does."""
-        jobs = self._jobs.lease(list(self._handlers), most=BATCH)
+        circuit = self._circuits.look(SEQUIN)
+        if circuit is None:
+            return self._work(self._jobs.lease(list(self._handlers), most=BATCH))
+        probed = self._probe(circuit) if circuit.is_due else 0
+        return probed + self._work(self._jobs.lease([kind for kind in self._handlers if kind not in NEEDS], most=BATCH))
+
+    def _work(self, jobs: list[LeasedJob]) -> int:
         for done, job in enumerate(jobs):
-            if self._stopping.is_set() or not self._run(job):
-                self._hand_back(jobs[done + 1 :] if not self._stopping.is_set() else jobs[done:])
+            if self._stopping.is_set():
+                self._hand_back(jobs[done:])
                 break
+            if job.kind in NEEDS and self._circuits.look(NEEDS[job.kind]) is not None:
+                # Opened meanwhile: it keeps its place, and costs the other side nothing.
+                self._hand_back([job])
+            elif not self._run(job):
+                self._hand_back(jobs[done + 1 :])
+                break
+        return len(jobs)
+
+    def _probe(self, circuit: OpenCircuit) -> int:
+        """Let one job through to see whether Sequin is back; when there is none, or it tells nothing, just knock."""
+        if not self._circuits.claim(circuit.name):
+            return 0
+        jobs = self._jobs.lease([kind for kind in self._handlers if kind in NEEDS], most=1, early=True)
+        for job in jobs:
+            self._run(job)
+        after = self._circuits.look(circuit.name)
+        if after is not None and after.failures == circuit.failures:
+            with suppress(BrokerError), self._circuits.watching(circuit.name):
+                self._knock()
         return len(jobs)
 
     def _loop(self) -> None:
@@ -96,7 +137,7 @@ class Worker:
         except Exception as failure:
             # One poisoned row never blocks the others: it waits longer each time, and parks in the end.
             log.exception("worker.job_failed", kind=job.kind)
-            self._settle(job, Retry("internal_error", type(failure).__name__))
+            self._failed.get(job.kind, self._settle)(job, Retry("internal_error", type(failure).__name__))
             return True
         return not isinstance(outcome, Retry)
 
@@ -107,7 +148,7 @@ class Worker:
         except BrokerError as failure:
             if failure.verdict is not Verdict.RETRY:
                 raise
-            outcome = Retry(failure.code, failure.detail)
+            outcome = Retry(failure.code, failure.detail, getattr(failure, "retry_after", None))
         self._settle(job, outcome)
         return outcome
 

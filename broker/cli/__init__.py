@@ -11,7 +11,7 @@ from flask import Flask
 from flask.cli import AppGroup, ScriptInfo
 
 from broker import __version__
-from broker.cli import keys, processes, records, schema
+from broker.cli import apps, doctor, keys, processes, records, schema
 from broker.cli.printing import complain
 from broker.errors import BrokerError
 
@@ -51,7 +51,7 @@ def _application(env_file: Path | None, log_to: TextIO) -> Flask:
     return create_app(read_settings(env_file), log_to=log_to)
 
 
-for group in (processes, records, keys, schema):
+for group in (processes, doctor, apps, records, keys, schema):
     for command in group.COMMANDS:
         broker.add_command(command)
 

@@ -249,6 +249,16 @@ def retry_connection(ref: str) -> None:
     click.echo(f"{ref} will be imported again.")
 
 
+@connections.command("disconnect")
+@click.argument("ref")
+@with_appcontext
+def disconnect_connection(ref: str) -> None:
+    """End a connection: here at once, at the provider and in Sequin by the worker."""
+    services().disconnections.request(ref, actor=COMMAND_LINE)
+    ended = services().connections.find(ref)
+    click.echo(f"{ref} is disconnected. {ended.operator_note}")
+
+
 # --- jobs ---------------------------------------------------------------------------------------------
 
 

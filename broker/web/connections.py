@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from flask import Blueprint, redirect, render_template, session, url_for
+from flask.typing import ResponseReturnValue
 from werkzeug.wrappers import Response
 
+from broker.audit import Actor
 from broker.connections import ConnectionUnknown, ConnectionView
 from broker.errors import Refused
 from broker.status import Status
@@ -34,11 +36,27 @@ def index() -> str:
 
 @blueprint.get("/connections/<ref>")
 def details(ref: str) -> str:
-    """Show one of them; somebody else's answers like one that does not exist."""
-    for connection in _own_connections():
-        if connection.ref == ref:
-            return render_template("connections/details.html", connection=connection, app=_app(connection))
-    raise ConnectionUnknown
+    """Show one of them."""
+    connection = _own_connection(ref)
+    return render_template("connections/details.html", connection=connection, app=_app(connection))
+
+
+@blueprint.get("/connections/<ref>/disconnect")
+def confirm_disconnect(ref: str) -> ResponseReturnValue:
+    """Say what stops and what stays, before it is done."""
+    connection = _own_connection(ref)
+    if connection.disconnected_at is not None:
+        return _to_details(ref)
+    effect = services().disconnections.effect(ref)
+    return render_template("connections/disconnect.html", connection=connection, effect=effect)
+
+
+@blueprint.post("/connections/<ref>/disconnect")
+def disconnect(ref: str) -> Response:
+    """Disconnect it; its page tells what is still to be done."""
+    connection = _own_connection(ref)
+    services().disconnections.request(ref, actor=Actor("end_user", connection.end_user.id))
+    return _to_details(ref)
 
 
 @blueprint.post("/sign-out")
@@ -55,6 +73,18 @@ def sign_out() -> Response:
 def signed_out() -> str:
     """Say that it worked."""
     return render_template("connections/signed_out.html")
+
+
+def _to_details(ref: str) -> Response:
+    return redirect(url_for("connections.details", ref=ref), 303)
+
+
+def _own_connection(ref: str) -> ConnectionView:
+    """Return one of the signed-in person's; somebody else's answers like one that does not exist."""
+    for connection in _own_connections():
+        if connection.ref == ref:
+            return connection
+    raise ConnectionUnknown
 
 
 def _own_connections() -> list[ConnectionView]:

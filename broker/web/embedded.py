@@ -50,7 +50,10 @@ def build_worker(services: Services, threads: int) -> Worker:
         journal=services.journal,
         deliveries=services.deliveries,
         verifications=services.verifications,
+        disconnections=services.disconnections,
         reconciliation=services.reconciliation,
+        circuits=services.circuits,
+        knock=services.sequin.survey,
         threads=threads,
     )
 

@@ -7,13 +7,13 @@ from dataclasses import dataclass
 from http import HTTPStatus
 
 import structlog
-from flask import Flask, render_template, request
+from flask import Flask, render_template, request, url_for
 from flask_wtf.csrf import CSRFError
 from markupsafe import escape
 from werkzeug.exceptions import HTTPException
 from werkzeug.wrappers import Response
 
-from broker.errors import BrokerError, Refused
+from broker.errors import BrokerError, FlowFailure, Refused
 from broker.web import request_ref, services
 from broker.web.outcome import opening
 
@@ -68,6 +68,8 @@ def init_app(app: Flask) -> None:
 
 def on_broker_error(error: BrokerError) -> Response:
     """Answer a failure that this program raised on purpose."""
+    if isinstance(error, FlowFailure):
+        return on_no_departure(error)
     if error.status >= 500:
         log.error("failed", error=error.code, detail=error.detail, exc_info=error)
     else:
@@ -78,6 +80,15 @@ def on_broker_error(error: BrokerError) -> Response:
         response.headers["Retry-After"] = str(RETRY_SECONDS)
     elif (wait := getattr(error, "retry_after", None)) is not None:
         response.headers["Retry-After"] = str(max(1, round(wait)))
+    return response
+
+
+def on_no_departure(error: FlowFailure) -> Response:
+    """Answer a person who would have left for a provider in vain; why is known and was told to operators already."""
+    log.info("refused", error=error.code, detail=error.detail)
+    sentence = Sentence(error.code, _filled(error.heading, error.provider), _filled(error.advice, error.provider))
+    response = page(503, sentence, back=_page_before())
+    response.headers["Retry-After"] = str(RETRY_SECONDS)
     return response
 
 
@@ -127,15 +138,22 @@ def problem(status: int, code: str, title: str, detail: str, *, fields: dict[str
     return Response(json.dumps(body), status, content_type="application/problem+json")
 
 
-def page(status: int, sentence: Sentence) -> Response:
+def page(status: int, sentence: Sentence, *, back: str | None = None) -> Response:
     """Return the page for a failed request: it needs no database, and no template engine if that is what broke."""
     try:
-        text = render_template("errors/error.html", status=status, error=sentence, ref=request_ref())
+        text = render_template("errors/error.html", status=status, error=sentence, ref=request_ref(), back=back)
     except Exception:
         # Whatever is wrong with the templates, the person still gets a sentence.
         log.exception("error_page_failed")
         text = _plain_page(status, sentence)
     return Response(text, status, content_type="text/html; charset=utf-8")
+
+
+def _page_before() -> str | None:
+    """Return the page whose form has just been sent, None for forms that are not about leaving."""
+    pages = {"connect.start": ("connect.link", "token"), "connect.start_again": ("connect.flow", "ref")}
+    known, sent = pages.get(request.endpoint or ""), request.view_args or {}
+    return None if known is None else url_for(known[0], **{known[1]: sent[known[1]]})
 
 
 def _plain_page(status: int, sentence: Sentence) -> str:
@@ -151,5 +169,5 @@ def _fields(error: BrokerError) -> dict[str, list[str]] | None:
     return getattr(error, "fields", None) if isinstance(error, Refused) else None
 
 
-def _filled(text: str) -> str:
-    return opening(text.format(provider="the other side", host=services().settings.branding.name))
+def _filled(text: str, provider: str = "") -> str:
+    return opening(text.format(provider=provider or "the other side", host=services().settings.branding.name))

@@ -11,6 +11,7 @@ from typing import Any, Literal
 from flask import Flask
 
 from broker.apps import AppCatalogue, OfferedApp
+from broker.audit import Actor
 from broker.callback import CallbackAnswer, SetupAnswer
 from broker.clock import ManualClock
 from broker.connections import (
@@ -23,6 +24,7 @@ from broker.connections import (
     Health,
     Person,
 )
+from broker.disconnection import Effect
 from broker.errors import FlowUnknown, LinkUnknown
 from broker.flow_page import FlowPage
 from broker.flows import Onward
@@ -238,6 +240,20 @@ class FakeConnections:
 
 
 @dataclass
+class FakeDisconnections:
+    """Records who asked for what."""
+
+    would: Effect = field(default_factory=lambda: Effect(is_shared=False, ends_access=True, stays=""))
+    requested: list[tuple[str, Actor]] = field(default_factory=list)
+
+    def effect(self, ref: str) -> Effect:
+        return self.would
+
+    def request(self, ref: str, *, actor: Actor) -> None:
+        self.requested.append((ref, actor))
+
+
+@dataclass
 class FakeSessions:
     """Hands out one session and remembers whether it is open."""
 
@@ -267,6 +283,7 @@ class FakeServices(SimpleNamespace):
     flows: FakeFlows
     flow_pages: FakeFlowPages
     connections: FakeConnections
+    disconnections: FakeDisconnections
     sessions: FakeSessions
 
 
@@ -283,6 +300,7 @@ def services(chosen: Settings | None = None) -> FakeServices:
         flows=FakeFlows(),
         flow_pages=FakeFlowPages(apps.get("stripe")),
         connections=FakeConnections(),
+        disconnections=FakeDisconnections(),
         sessions=FakeSessions(),
     )
 

@@ -271,7 +271,9 @@ def test_an_unknown_link_is_unknown(client: FlaskClient, key: dict[str, str], pu
 def test_apps_are_listed_without_secrets(client: FlaskClient, key: dict[str, str]) -> None:
     answer = client.get("/api/v1/apps", headers=key)
     assert [app["key"] for app in answer.get_json()["data"]] == ["stripe", "stripe-test"]
-    assert set(answer.get_json()["data"][0]) == {"key", "provider", "title", "kind", "scopes", "why"}
+    assert set(answer.get_json()["data"][0]) == {
+        "key", "provider", "title", "kind", "scopes", "why", "unavailable_since", "next_try_at",
+    }  # fmt: skip
     assert "never_to_be_seen" not in answer.get_data(as_text=True)
 
 
@@ -364,6 +366,25 @@ def test_asking_for_the_import_again(house: House, client: FlaskClient, key: dic
         assert (answer.status_code, answer.get_json()) == (202, {"ref": ref})
     assert client.get(f"/api/v1/connections/{ref}", headers=key).get_json()["status"] == "pending"
     assert {entry[2] for entry in house.audited()} >= {"connection.retry"}
+
+
+def test_disconnecting_is_accepted_however_often_it_is_asked(
+    house: House, client: FlaskClient, keys: ApiKeys, key: dict[str, str]
+) -> None:
+    ref = house.connection(house.end_user("user-1"))
+    public_id, secret = keys.create("backend", ["connections:write"])
+    writer = {"Authorization": f"Bearer {secret.reveal()}"}
+    for _ in range(2):
+        answer = client.delete(f"/api/v1/connections/{ref}", headers=writer)
+        assert (answer.status_code, answer.get_json()) == (202, {"ref": ref})
+    shown = client.get(f"/api/v1/connections/{ref}", headers=key).get_json()
+    assert shown["status"] == "disconnected"
+    assert "still ending the access at Stripe" in shown["note"]
+    assert house.audited().count(("api_key", public_id, "connection.disconnected", ref)) == 1
+    listed = client.get("/api/v1/connections?status=disconnected", headers=key).get_json()["data"]
+    assert [item["ref"] for item in listed] == [ref]
+    problem(client.delete("/api/v1/connections/NOPE", headers=key), 404, "connection_unknown")
+    problem(client.delete("/api/v1/connections/%00", headers=key), 404, "connection_unknown")
 
 
 def test_an_ended_connection_is_not_retried(house: House, client: FlaskClient, key: dict[str, str]) -> None:

@@ -11,10 +11,12 @@ import pytest
 from flask.testing import FlaskClient
 
 from broker import errors
-from broker.connections import AccountView
+from broker.audit import Actor
+from broker.connections import AccountView, ConnectionView, Ending, EndingPart
+from broker.disconnection import Effect
 from broker.flow_page import AccountChoice
 from broker.flows import Onward
-from broker.models import FlowState, Hold
+from broker.models import CleanUp, FlowState, Hold
 from broker.sessions import SignedIn
 from broker.status import Status
 from tests.web.fakes import (
@@ -42,6 +44,7 @@ FAILURES = [
     errors.ExchangeAmbiguous,
     errors.GrantUnusable,
     errors.AccountTaken,
+    errors.AccountDisconnected,
     errors.AccountNotPermitted,
     errors.AccountSuspended,
     errors.LinkSpent,
@@ -426,6 +429,107 @@ def test_accounts_show_their_status_in_words(client: FlaskClient, fake: FakeServ
     assert "<time datetime=" in page
     assert "Lind Ceramics" in client.get("/connections/9QD2-7F3K-M4TX").text
     assert client.get("/connections/ZZZZ-ZZZZ-ZZZZ").status_code == 404
+
+
+MINE = "/connections/9QD2-7F3K-M4TX"
+STRIPE_PAGE = "https://dashboard.stripe.com/settings/apps"
+EVIL_ACCOUNT = AccountView("acct_1", "<b>Lind</b>", "standard", "live")
+
+
+@pytest.fixture
+def owner(client: FlaskClient, fake: FakeServices) -> FlaskClient:
+    """The browser of somebody with one connection."""
+    fake.sessions.current = SignedIn(7, None, None, NOW)
+    client.set_cookie("broker_session", SESSION)
+    fake.connections.items = [connection(account=EVIL_ACCOUNT, manage_url=STRIPE_PAGE)]
+    return client
+
+
+def ended(revocation: str, removal: str = "done") -> ConnectionView:
+    parts = (EndingPart(CleanUp(state), "", None) for state in (revocation, removal))
+    return connection(
+        Status.DISCONNECTED, disconnected_at=NOW, ending=Ending(*parts), account=EVIL_ACCOUNT, manage_url=STRIPE_PAGE
+    )
+
+
+def test_disconnecting_is_asked_for_on_a_page_of_its_own(owner: FlaskClient, fake: FakeServices) -> None:
+    for path in ("/connections", MINE):
+        assert f'href="{MINE}/disconnect"' in owner.get(path).text
+    page = owner.get(f"{MINE}/disconnect")
+    assert page.status_code == 200
+    assert "Disconnect &lt;b&gt;Lind&lt;/b&gt; (Stripe)?" in heading(page.text)
+    for words in ("What stops", "What stays", "The access you allowed at Stripe ends.", "Keep connected", STRIPE_PAGE):
+        assert words in page.text
+    assert "<b>" not in page.text
+    assert fake.disconnections.requested == []
+
+
+@pytest.mark.parametrize(
+    ("effect", "words"),
+    [
+        (Effect(is_shared=True, ends_access=False, stays=""), "stays on because this account is used elsewhere"),
+        (Effect(is_shared=False, ends_access=True, stays="the app&"), "the app&amp;, until you remove it there"),
+        (Effect(is_shared=False, ends_access=False, stays=""), "allowed at Stripe, until you remove it there"),
+    ],
+)
+def test_the_page_says_what_stays_at_the_provider(
+    owner: FlaskClient, fake: FakeServices, effect: Effect, words: str
+) -> None:
+    fake.disconnections.would = effect
+    page = owner.get(f"{MINE}/disconnect").text
+    assert words in page
+    assert "The access you allowed at Stripe ends." not in page
+
+
+def test_disconnecting_is_one_use_case_in_the_persons_name(owner: FlaskClient, fake: FakeServices) -> None:
+    answer = post(owner, f"{MINE}/disconnect")
+    assert (answer.status_code, answer.headers["Location"]) == (303, MINE)
+    assert fake.disconnections.requested == [("9QD2-7F3K-M4TX", Actor("end_user", "jo-lind"))]
+
+
+@pytest.mark.parametrize("method", ["GET", "POST"])
+def test_somebody_elses_account_cannot_be_disconnected_and_does_not_exist(
+    owner: FlaskClient, fake: FakeServices, method: str
+) -> None:
+    path = "/connections/ZZZZ-ZZZZ-ZZZZ/disconnect"
+    answer = owner.get(path) if method == "GET" else post(owner, path)
+    assert answer.status_code == 404
+    assert fake.disconnections.requested == []
+
+
+def test_disconnecting_needs_a_session(client: FlaskClient, fake: FakeServices) -> None:
+    assert client.get(f"{MINE}/disconnect").status_code == 401
+    assert post(client, f"{MINE}/disconnect").status_code == 401
+    assert fake.disconnections.requested == []
+
+
+@pytest.mark.parametrize(
+    ("revocation", "removal", "words", "waits"),
+    [
+        ("done", "done", "&lt;b&gt;Lind&lt;/b&gt; is disconnected.", False),
+        ("not_needed", "done", "is disconnected.", False),
+        ("pending", "done", "We are still ending the access at Stripe.", True),
+        ("done", "pending", "We are still clearing up after it", True),
+        ("refused", "done", "Stripe keeps it until you remove it there.", False),
+    ],
+)
+def test_a_disconnected_account_says_what_is_still_to_be_done(
+    owner: FlaskClient, fake: FakeServices, revocation: str, removal: str, words: str, waits: bool
+) -> None:
+    fake.connections.items = [ended(revocation, removal)]
+    page = owner.get(MINE).text
+    assert words in page
+    assert ("data-poll" in page) is ("Check again" in page) is waits
+    assert STRIPE_PAGE in page
+    assert 'role="status"' in page
+    assert "/disconnect" not in page
+    assert "/disconnect" not in owner.get("/connections").text
+
+
+def test_what_is_disconnected_is_not_asked_about_again(owner: FlaskClient, fake: FakeServices) -> None:
+    fake.connections.items = [ended("done")]
+    assert owner.get(f"{MINE}/disconnect").headers["Location"] == MINE
+    assert post(owner, f"{MINE}/disconnect").headers["Location"] == MINE
 
 
 def test_signing_out_ends_the_session_here_too(client: FlaskClient, fake: FakeServices) -> None:

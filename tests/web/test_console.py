@@ -14,7 +14,7 @@ from flask.testing import FlaskClient
 from werkzeug.test import TestResponse
 
 from broker.app import create_app
-from broker.models import ImportState, Role
+from broker.models import ImportState, Job, JobState, Role
 from broker.operators import Operators
 from broker.secret import Secret
 from broker.web.console import OPEN, ROLES
@@ -367,6 +367,49 @@ def test_the_button_is_only_there_when_it_would_do_something(
     assert "/retry" not in page
 
 
+def test_disconnecting_is_confirmed_recorded_and_shown_until_done(
+    app: Flask, house: House, operators: Operators
+) -> None:
+    client = signed_in(app, operators)
+    ref = house.connection(house.end_user("jo"), account_name="<i>Odd</i>", credential_id="crd-1")
+    assert f"/ops/connections/{ref}/disconnect" in text_of(client.get(f"/ops/connections/{ref}"))
+    page = client.get(f"/ops/connections/{ref}/disconnect")
+    assert "<i>" not in page.get_data(as_text=True)
+    for words in ("Disconnect <i>Odd</i>?", "crd-1", "ended at Stripe", "Keep connected"):
+        assert words in text_of(page)
+    answer = client.post(f"/ops/connections/{ref}/disconnect", data={"csrf_token": csrf_of(page)})
+    assert answer.status_code == 303
+    after = text_of(client.get(answer.headers["Location"]))
+    for words in ("Disconnected.", "Still to do: end the access", "Still to be ended", "next try"):
+        assert words in after
+    assert "/disconnect" not in after
+    assert ("operator", "operator@example.com", "connection.disconnected", ref) in house.audited()
+    again = client.get(f"/ops/connections/{ref}/disconnect")
+    assert again.headers["Location"] == f"/ops/connections/{ref}"
+
+
+def test_the_page_tells_what_stands_in_the_way_of_a_disconnect(app: Flask, house: House, operators: Operators) -> None:
+    client = signed_in(app, operators, Role.VIEWER)
+    ref = house.connection(
+        house.end_user("jo"), disconnected_at=house.clock.now(), revocation="refused", removal="pending"
+    )
+    house.insert(
+        Job, kind="remove", subject_id=house.key_of(ref), state=JobState.WAITING, due_at=house.clock.now(),
+        error="sequin_unauthorized", error_detail="Sequin <answered> 401", created_at=house.clock.now(),
+        updated_at=house.clock.now(),
+    )  # fmt: skip
+    page = text_of(client.get(f"/ops/connections/{ref}"))
+    for words in ("Sequin <answered> 401", "SEQUIN_API_TOKEN", "its owner has to remove it there"):
+        assert words in page
+
+
+def test_a_viewer_is_not_offered_to_disconnect(app: Flask, house: House, operators: Operators) -> None:
+    client, ref = signed_in(app, operators, Role.VIEWER), house.connection(house.end_user("jo"))
+    assert "/disconnect" not in text_of(client.get(f"/ops/connections/{ref}"))
+
+
 @pytest.mark.parametrize("ref", ["NOPE", "%00", "%ff"])
 def test_an_unknown_connection_is_not_found(app: Flask, operators: Operators, ref: str) -> None:
-    assert signed_in(app, operators).get(f"/ops/connections/{ref}").status_code == 404
+    client = signed_in(app, operators)
+    assert client.get(f"/ops/connections/{ref}").status_code == 404
+    assert client.get(f"/ops/connections/{ref}/disconnect").status_code == 404

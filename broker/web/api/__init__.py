@@ -26,6 +26,7 @@ _ROUTES: tuple[tuple[str, str, RouteCallable, Scope], ...] = (
     ("GET", "/apps", apps.list_apps, Scope.APPS_READ),
     ("GET", "/connections", connections.list_connections, Scope.CONNECTIONS_READ),
     ("GET", "/connections/<ref>", connections.show_connection, Scope.CONNECTIONS_READ),
+    ("DELETE", "/connections/<ref>", connections.disconnect, Scope.CONNECTIONS_WRITE),
     ("POST", "/connections/<ref>/retry", connections.retry_connection, Scope.CONNECTIONS_WRITE),
 )
 

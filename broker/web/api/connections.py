@@ -29,3 +29,9 @@ def retry_connection(ref: str) -> tuple[Response, int]:
     """Ask for the import again."""
     services().connections.retry(ref, actor=Actor("api_key", g.caller.id))
     return jsonify(ref=ref), 202
+
+
+def disconnect(ref: str) -> tuple[Response, int]:
+    """End a connection; repeating it changes nothing. Its note tells what is still to be done."""
+    services().disconnections.request(ref, actor=Actor("api_key", g.caller.id))
+    return jsonify(ref=ref), 202

@@ -192,6 +192,9 @@ class AppAnswer(BaseModel):
     kind: str
     scopes: list[str]
     why: str
+    # Since when nobody is sent to the provider, and when the next one is; null while it answers.
+    unavailable_since: Time | None
+    next_try_at: Time | None
 
 
 class EndUserAnswer(BaseModel):

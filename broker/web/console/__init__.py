@@ -12,7 +12,7 @@ from broker.errors import Refused
 from broker.models import Role
 from broker.sessions import SignedInOperator
 from broker.web import cookies, services
-from broker.web.console import connections, sign_in
+from broker.web.console import connections, providers, sign_in
 
 blueprint = Blueprint("console", __name__, url_prefix="/ops")
 blueprint.add_url_rule("/sign-in", view_func=sign_in.show_sign_in, methods=["GET"])
@@ -22,6 +22,9 @@ blueprint.add_url_rule("/", view_func=connections.home, methods=["GET"])
 blueprint.add_url_rule("/connections", view_func=connections.list_connections, methods=["GET"])
 blueprint.add_url_rule("/connections/<ref>", view_func=connections.show_connection, methods=["GET"])
 blueprint.add_url_rule("/connections/<ref>/retry", view_func=connections.retry_connection, methods=["POST"])
+blueprint.add_url_rule("/connections/<ref>/disconnect", view_func=connections.confirm_disconnect, methods=["GET"])
+blueprint.add_url_rule("/connections/<ref>/disconnect", view_func=connections.disconnect, methods=["POST"])
+blueprint.add_url_rule("/providers", view_func=providers.show_providers, methods=["GET"])
 
 OPEN = frozenset({"console.show_sign_in", "console.do_sign_in"})
 """Endpoints for people who are not signed in."""
@@ -32,7 +35,10 @@ ROLES: Mapping[str, Role] = MappingProxyType(
         "console.home": Role.VIEWER,
         "console.list_connections": Role.VIEWER,
         "console.show_connection": Role.VIEWER,
+        "console.show_providers": Role.VIEWER,
         "console.retry_connection": Role.OPERATOR,
+        "console.confirm_disconnect": Role.OPERATOR,
+        "console.disconnect": Role.OPERATOR,
     }
 )
 """The least role each endpoint asks for. An endpoint in neither table is refused to everybody."""
@@ -73,6 +79,10 @@ def guard() -> Response | None:
 
 @blueprint.context_processor
 def who() -> dict[str, object]:
-    """Tell the templates who is signed in and what to leave out for them."""
+    """Tell the templates who is signed in, what to leave out for them, and which other side is away."""
     operator = g.get("operator")
-    return {"operator": operator, "may": lambda endpoint: operator is not None and may(operator, endpoint)}
+    return {
+        "operator": operator,
+        "may": lambda endpoint: operator is not None and may(operator, endpoint),
+        "outages": providers.outages() if operator is not None else [],
+    }

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from flask import g, make_response, redirect, render_template, request, url_for
+from flask.typing import ResponseReturnValue
 from werkzeug.wrappers import Response
 
 from broker.audit import Actor
@@ -51,6 +52,21 @@ def retry_connection(ref: str) -> Response:
     """Ask for the import again."""
     services().connections.retry(ref, actor=Actor("operator", g.operator.email))
     return redirect(url_for("console.show_connection", ref=ref, done="retry"), 303)
+
+
+def confirm_disconnect(ref: str) -> ResponseReturnValue:
+    """Say what disconnecting does, before it is done."""
+    connection = services().connections.find(ref)
+    if connection.disconnected_at is not None:
+        return redirect(url_for("console.show_connection", ref=ref), 303)
+    effect = services().disconnections.effect(ref)
+    return render_template("console/disconnect.html", connection=connection, effect=effect)
+
+
+def disconnect(ref: str) -> Response:
+    """Disconnect it; its page tells what is still to be done."""
+    services().disconnections.request(ref, actor=Actor("operator", g.operator.email))
+    return redirect(url_for("console.show_connection", ref=ref, done="disconnect"), 303)
 
 
 def _problems(wanted: dict[str, str]) -> dict[str, str]:

@@ -27,6 +27,9 @@
     }
   });
 
+  // An address to copy is selected as soon as it is reached.
+  for (const field of document.querySelectorAll("input[data-select]")) field.addEventListener("focus", () => field.select());
+
   // A pending page looks again after 2, 4, 8 … seconds, for two minutes, and reloads only when something changed.
   const pending = document.querySelector("[data-poll]");
   const look = async (wait, spent) => {

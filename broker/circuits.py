@@ -1,0 +1,254 @@
+"""Circuits: while another side does not answer, or does not accept us, nothing hammers it; one call in a while looks.
+
+A circuit stands for Sequin or for one OAuth app at its provider. Its state is a row, so that all processes agree;
+each process keeps what it read for a second, so that the hot paths pay next to nothing while all is well.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from functools import partial
+from types import MappingProxyType
+from typing import Any
+
+import sqlalchemy as sa
+import structlog
+from sqlalchemy.dialects import postgresql, sqlite
+from sqlalchemy.engine import Connection, Row
+
+from broker.clock import Clock
+from broker.db import Database, DatabaseUnavailable, table
+from broker.errors import (
+    BrokerError,
+    ClientRefused,
+    FlowFailure,
+    NetworkError,
+    OAuthFailure,
+    SequinError,
+    SequinUnauthorized,
+    UnusableAnswer,
+    Verdict,
+    by_code,
+)
+from broker.jobs import Jobs
+from broker.models import Circuit
+from broker.providers.base import ProviderRefused, ProviderUnavailable, TokenRejected
+
+SEQUIN = "sequin"
+OPENS_AFTER = 5
+"""Failures in a row that open a circuit."""
+PROBE_SECONDS = 12.0
+"""How often an open circuit lets one call through; with what a worker adds until it looks, under 15 seconds."""
+KNOWN_SECONDS = 1.0
+"""How long a process goes by what it has read."""
+
+NEEDS: Mapping[str, str] = MappingProxyType(dict.fromkeys(("import", "verify", "remove", "reconcile"), SEQUIN))
+"""The circuit that each kind of job needs closed."""
+
+log = structlog.get_logger(__name__)
+
+_circuits = table(Circuit)
+
+
+def app_circuit(app_key: str) -> str:
+    """Return the name of the circuit of an OAuth app's provider calls."""
+    return f"app:{app_key}"
+
+
+@dataclass(frozen=True)
+class OpenCircuit:
+    """A circuit that lets nothing through, for pages, the doctor and the API."""
+
+    name: str
+    since: datetime
+    next_try_at: datetime
+    # The last failure's stable code, and a fact for operators.
+    error: str
+    detail: str
+    failures: int
+    # Whether the next call may be let through already.
+    is_due: bool
+
+    @property
+    def app_key(self) -> str | None:
+        """The OAuth app it stands for, None for Sequin."""
+        kind, _, key = self.name.partition(":")
+        return key if kind == "app" else None
+
+    @property
+    def is_refusal(self) -> bool:
+        """Whether the other side answers but does not accept us: a setting must be mended."""
+        return self.error in (SequinUnauthorized.code, ClientRefused.code)
+
+    @property
+    def cure(self) -> str:
+        """What an operator can do."""
+        failure: type[BrokerError] | None = by_code(self.error)
+        return failure.cure if failure is not None else NetworkError.cure
+
+
+class Circuits:
+    """Opens, probes and closes circuits."""
+
+    def __init__(self, database: Database, clock: Clock, jobs: Jobs) -> None:
+        self._database = database
+        self._clock = clock
+        self._jobs = jobs
+        self._lock = threading.Lock()
+        self._known: tuple[float, Mapping[str, OpenCircuit | None]] | None = None
+
+    # --- asking ----------------------------------------------------------------------------------------
+
+    def look(self, name: str) -> OpenCircuit | None:
+        """Return the circuit if it is open; from memory, where this process has looked within a second."""
+        return self._rows().get(name)
+
+    def open(self) -> list[OpenCircuit]:
+        """Return every open circuit, Sequin's first."""
+        found = [circuit for circuit in self._rows().values() if circuit is not None]
+        return sorted(found, key=lambda circuit: (circuit.name != SEQUIN, circuit.name))
+
+    def claim(self, name: str) -> bool:
+        """Take the next probe of an open circuit: of any number of processes that ask at once, one may call."""
+        with self._database.write() as connection:
+            now = self._database.now(connection)
+            claimed = connection.execute(
+                sa.update(_circuits)
+                .where(_circuits.c.name == name, _circuits.c.probe_at <= now)
+                .values(probe_at=now + timedelta(seconds=PROBE_SECONDS), updated_at=now)
+            ).rowcount
+        self._forget()
+        return bool(claimed)
+
+    # --- telling ---------------------------------------------------------------------------------------
+
+    @contextmanager
+    def watching(self, name: str, *, conclusive: bool = True) -> Iterator[None]:
+        """Note how the calls inside go, and raise whatever they raise.
+
+        An answer closes the circuit, be it a refusal of what was asked. With `conclusive=False` only failures count:
+        for the first of several calls that stand for one success together.
+        """
+        try:
+            yield
+        except BrokerError as failure:
+            if isinstance(failure, SequinUnauthorized | ClientRefused):
+                self._note(partial(self.failed, name, failure, at_once=True))
+            elif _is_failure(failure):
+                self._note(partial(self.failed, name, failure))
+            elif conclusive and isinstance(failure, _ANSWERS):
+                self._note(partial(self.succeeded, name))
+            raise
+        if conclusive:
+            self._note(partial(self.succeeded, name))
+
+    def succeeded(self, name: str) -> None:
+        """Close the circuit, or forget single failures; no statement when there is nothing to forget."""
+        if name not in self._rows():
+            return
+        with self._database.write() as connection:
+            before = self._locked(connection, name)
+            if before is None:
+                return
+            connection.execute(sa.delete(_circuits).where(_circuits.c.name == name))
+            if before.opened_at is not None:
+                self._jobs.hasten(connection, [kind for kind, needed in NEEDS.items() if needed == name])
+        self._forget()
+        if before.opened_at is not None:
+            log.info("circuit.closed", circuit=name, since=before.opened_at.isoformat())
+            self._jobs.wakeup.set()
+
+    def failed(self, name: str, failure: BrokerError, *, at_once: bool = False) -> None:
+        """Count a failure; the fifth in a row, or one `at_once`, opens the circuit."""
+        with self._database.write() as connection:
+            now = self._database.now(connection)
+            insert = sqlite.insert if self._database.is_sqlite else postgresql.insert
+            fresh = insert(_circuits).values(name=name, failures=0, updated_at=now)
+            connection.execute(fresh.on_conflict_do_nothing(index_elements=["name"]))
+            before = self._locked(connection, name)
+            assert before is not None
+            failures = before.failures + 1
+            is_open = at_once or before.opened_at is not None or failures >= OPENS_AFTER
+            connection.execute(
+                sa.update(_circuits)
+                .where(_circuits.c.name == name)
+                .values(
+                    failures=failures, updated_at=now, error=failure.code, error_detail=failure.detail[:500],
+                    opened_at=(before.opened_at or now) if is_open else None,
+                    probe_at=_next_probe(before.probe_at, now, failure) if is_open else None,
+                )
+            )  # fmt: skip
+        self._forget()
+        if is_open and before.opened_at is None:
+            # The one alert of an outage: what waits for it is not an error of its own.
+            log.error("circuit.opened", circuit=name, error=failure.code, detail=failure.detail, cure=failure.cure)
+
+    # --- the rows --------------------------------------------------------------------------------------
+
+    def _locked(self, connection: Connection, name: str) -> Row[Any] | None:
+        return connection.execute(sa.select(_circuits).where(_circuits.c.name == name).with_for_update()).one_or_none()
+
+    def _rows(self) -> Mapping[str, OpenCircuit | None]:
+        """Return the circuits that have a row: None for one that has failed but is closed."""
+        known = self._known
+        if known is not None and self._clock.monotonic() - known[0] < KNOWN_SECONDS:
+            return known[1]
+        # One question at a time; the threads that wait here would all ask the same.
+        with self._lock:
+            known = self._known
+            if known is None or self._clock.monotonic() - known[0] >= KNOWN_SECONDS:
+                known = self._known = (self._clock.monotonic(), self._read())
+        return known[1]
+
+    def _read(self) -> dict[str, OpenCircuit | None]:
+        with self._database.read() as connection:
+            rows = connection.execute(sa.select(_circuits)).all()
+            now = self._database.now(connection) if rows else self._clock.now()
+        return {
+            row.name: None
+            if row.opened_at is None
+            else OpenCircuit(
+                name=row.name,
+                since=row.opened_at,
+                next_try_at=row.probe_at,
+                error=row.error or "",
+                detail=row.error_detail or "",
+                failures=row.failures,
+                is_due=row.probe_at <= now,
+            )
+            for row in rows
+        }
+
+    def _forget(self) -> None:
+        with self._lock:
+            self._known = None
+
+    def _note(self, write: Callable[[], None]) -> None:
+        """Write down how a call went; that must never be what makes it fail."""
+        try:
+            write()
+        except DatabaseUnavailable as failure:
+            log.warning("circuit.not_noted", error=failure.code, detail=failure.detail)
+
+
+_ANSWERS = (SequinError, OAuthFailure, FlowFailure, ProviderRefused, TokenRejected)
+"""What shows that the other side is there and knows us."""
+
+
+def _is_failure(failure: BrokerError) -> bool:
+    # An answer without what we looked for may be about this one account.
+    if isinstance(failure, UnusableAnswer):
+        return False
+    passing = isinstance(failure, SequinError | OAuthFailure | ProviderUnavailable) and failure.verdict is Verdict.RETRY
+    return passing or isinstance(failure, NetworkError)
+
+
+def _next_probe(claimed: datetime | None, now: datetime, failure: BrokerError) -> datetime:
+    """Return when to look again: in the rhythm the probes have, later where the other side asked for it."""
+    asked = now + timedelta(seconds=getattr(failure, "retry_after", None) or 0.0)
+    rhythm = claimed if claimed is not None and claimed > now else now + timedelta(seconds=PROBE_SECONDS)
+    return max(rhythm, asked)

@@ -1,0 +1,493 @@
+"""Every state of the pages, each reached by what a person, a host or a provider really does."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+from urllib.parse import parse_qs, urlencode, urlsplit
+
+from playwright.sync_api import BrowserContext, Page, Request, Response, expect
+
+from tests.browser.conftest import Host
+from tests.browser.watch import Watch
+from tests.e2e.world import World, eventually
+
+OPERATOR, PASSWORD = "operator@example.com", "a-password-that-is-long-enough"
+LONG_ADDRESS = "maximiliane.featherstonehaugh-cholmondeley@a-rather-long-company-name.example"
+
+
+@dataclass
+class Scene:
+    """One person on their way, and everybody they deal with."""
+
+    world: World
+    host: Host
+    page: Page
+    watch: Watch
+    end_user: str
+    strangers: Callable[[], BrowserContext]
+
+    # --- what is done --------------------------------------------------------------------------------------
+
+    def link(self, *, back: bool = True, **more: Any) -> str:
+        """Make a link for this person."""
+        if back:
+            more["return_url"] = "https://host.example/settings"
+        return self.host.link(self.end_user, **more)
+
+    def answers(self, auto: str | None, account: str | None = None) -> None:
+        """Say how the consent pages are answered; without an account by somebody nobody has seen."""
+        self.world.control("consent", auto=auto, account=account)
+
+    def fault(self, on: str, **fault: Any) -> None:
+        """Let something fail until the end of this scene."""
+        self.world.control("faults", on=on, **fault)
+
+    def go(self, address: str) -> Response:
+        """Open an address or a path of the broker."""
+        answer = self.page.goto(address if "://" in address else self.world.url + address)
+        assert answer is not None
+        return answer
+
+    def press(self, name: str) -> None:
+        """Click a button."""
+        self.page.get_by_role("button", name=name, exact=True).click()
+
+    def leave(self, provider: str, link: str | None = None) -> dict[str, str]:
+        """Press Connect while consent pages wait for a person; return what the provider was asked."""
+        self.answers(None)
+        self.go(link or self.link())
+        self.press(f"Connect {provider}")
+        expect(self.page.get_by_text("stands in for")).to_be_visible()
+        return {name: values[0] for name, values in parse_qs(urlsplit(self.page.url).query).items()}
+
+    def come_back(self, app: str, **query: str) -> None:
+        """Arrive as a provider sends people back."""
+        self.go(f"/oauth/{app}/callback?{urlencode(query)}")
+
+    def connect(self, provider: str = "Stripe", link: str | None = None, *, imported: bool = True) -> None:
+        """Connect an account from link to final page."""
+        self.go(link or self.link())
+        self.press(f"Connect {provider}")
+        expect(self.page.get_by_role("heading", name=f"{provider} is connected")).to_be_visible()
+        if imported:
+            expect(self.page.get_by_text("Everything is set up.")).to_be_visible()
+
+    def sign_in(self) -> None:
+        """Sign in as an operator."""
+        self.go("/ops/sign-in")
+        self.page.get_by_label("E-mail").fill(OPERATOR)
+        self.page.get_by_label("Password", exact=True).fill(PASSWORD)
+        self.press("Sign in")
+        expect(self.page.get_by_role("heading", name="Connections")).to_be_visible()
+
+
+@dataclass(frozen=True)
+class State:
+    """A page in one state: how to get there, and what it must say."""
+
+    name: str
+    reach: Callable[[Scene], None]
+    heading: str
+    status: int
+    primary: str | None
+    error: bool
+
+
+STATES: list[State] = []
+
+
+def state(
+    heading: str, *, status: int = 200, primary: str | None = None, error: bool = False
+) -> Callable[[Callable[[Scene], None]], Callable[[Scene], None]]:
+    """Add a state; `heading` is a pattern, `primary` the text of a main button; an `error`'s title says so."""
+
+    def add(reach: Callable[[Scene], None]) -> Callable[[Scene], None]:
+        name = reach.__name__.replace("_", "-")
+        STATES.append(State(name, reach, heading, status, primary, error))
+        return reach
+
+    return add
+
+
+# --- the link's page ------------------------------------------------------------------------------------
+
+
+@state("Connect your accounts", primary="Connect Stripe")
+def link_first_time(scene: Scene) -> None:
+    scene.go(scene.link())
+
+
+@state("Connect Stripe to Acme Analytics", primary="Connect Stripe")
+def link_one_provider(scene: Scene) -> None:
+    scene.go(scene.host.link(scene.end_user, apps=["stripe"], return_url="https://host.example/"))
+    expect(scene.page.get_by_role("link", name="Cancel and go back")).to_be_visible()
+
+
+@state("Connect your accounts", primary="Connect Stripe")
+def link_long_words(scene: Scene) -> None:
+    scene.end_user = LONG_ADDRESS.partition("@")[0] + scene.end_user
+    scene.go(scene.link())
+
+
+@state("Connect your accounts", primary="Connect GitHub")
+def link_some_connected(scene: Scene) -> None:
+    link = scene.link()
+    scene.connect("Stripe", link)
+    scene.go(link)
+    expect(scene.page.get_by_text("was connected with this link")).to_be_visible()
+
+
+@state("Connect your accounts")
+def link_all_connected(scene: Scene) -> None:
+    link = scene.link()
+    scene.connect("Stripe", link)
+    scene.connect("GitHub", link)
+    scene.go(link)
+    expect(scene.page.get_by_text("was connected with this link")).to_have_count(2)
+
+
+@state("Connect your accounts", primary="Connect Stripe")
+def link_unfinished(scene: Scene) -> None:
+    link = scene.link()
+    scene.leave("Stripe", link)
+    scene.go(link)
+    expect(scene.page.get_by_text("but did not finish")).to_be_visible()
+
+
+@state("This link has expired", status=410, error=True)
+def link_expired(scene: Scene) -> None:
+    link = scene.link(expires_in=1)
+    eventually(lambda: scene.go(link).status == 410)
+
+
+@state("This link does not work", status=404, error=True)
+def link_unknown(scene: Scene) -> None:
+    scene.go("/connect/this-link-was-never-made-by-anybody-0123456789")
+
+
+@state("This link has already been used", status=410, error=True)
+def link_used(scene: Scene) -> None:
+    link = scene.link(apps=["stripe"])
+    stranger = scene.strangers().new_page()
+    stranger.goto(link)
+    stranger.get_by_role("button", name="Connect Stripe").click()
+    expect(stranger.get_by_role("heading", name="Stripe is connected")).to_be_visible()
+    scene.go(link)
+
+
+@state("Open this link in the browser you started from", status=403, error=True)
+def link_other_browser(scene: Scene) -> None:
+    link = scene.link()
+    scene.answers(None)
+    stranger = scene.strangers().new_page()
+    stranger.goto(link)
+    stranger.get_by_role("button", name="Connect Stripe").click()
+    expect(stranger.get_by_text("stands in for")).to_be_visible()
+    scene.go(link)
+
+
+@state("Your connected accounts", primary="Show my accounts")
+def link_manage(scene: Scene) -> None:
+    scene.go(scene.link(manage=True))
+
+
+# --- after coming back ----------------------------------------------------------------------------------
+
+
+@state("Stripe is connected", primary="Back to Acme Analytics")
+def done_pending(scene: Scene) -> None:
+    scene.fault("sequin.import", fault="status", status=503)
+    scene.connect(imported=False)
+    expect(scene.page.get_by_text("We are finishing set-up.")).to_be_visible()
+
+
+@state("Stripe is connected", primary="Back to Acme Analytics")
+def done_imported(scene: Scene) -> None:
+    scene.connect()
+
+
+@state("GitHub is connected", primary="Back to Acme Analytics")
+def done_github(scene: Scene) -> None:
+    scene.connect("GitHub")
+
+
+@state("We could not finish setting up Stripe", primary="Back to Acme Analytics")
+def done_parked(scene: Scene) -> None:
+    scene.fault("sequin.import", fault="status", status=422)
+    scene.go(scene.link())
+    scene.press("Connect Stripe")
+    expect(scene.page.get_by_role("heading", name="We could not finish")).to_be_visible()
+
+
+@state("Stripe is connected")
+def done_without_a_way_back(scene: Scene) -> None:
+    scene.connect(link=scene.link(back=False))
+
+
+@state("Stripe was not connected", primary="Try again")
+def denied(scene: Scene) -> None:
+    scene.answers("deny")
+    scene.go(scene.link())
+    scene.press("Connect Stripe")
+
+
+@state("Stripe could not complete the connection", primary="Try again")
+def provider_error(scene: Scene) -> None:
+    asked = scene.leave("Stripe")
+    scene.come_back("stripe", error="server_error", error_description="<b>Boom</b>", state=asked["state"])
+
+
+@state("The connection was interrupted", status=502, primary="Try again", error=True)
+def interrupted(scene: Scene) -> None:
+    scene.fault("stripe.token", fault="reset", when="after")
+    scene.go(scene.link())
+    scene.press("Connect Stripe")
+
+
+@state("Finishing with Stripe")
+def finishing(scene: Scene) -> None:
+    scene.fault("stripe.account", fault="status", status=503)
+    scene.go(scene.link())
+    scene.press("Connect Stripe")
+
+
+@state("We could not match this to a request", status=400, error=True)
+def state_unknown(scene: Scene) -> None:
+    scene.come_back("stripe", code="ac_0123456789", state="this-was-never-issued-by-anybody-012345678")
+
+
+@state("This Stripe account is already connected", status=409, primary="Try again")
+def account_taken(scene: Scene) -> None:
+    account = "acct_1ContestedAccount"
+    scene.answers("allow", account)
+    stranger = scene.strangers().new_page()
+    stranger.goto(scene.host.link(f"{scene.end_user}-rival"))
+    stranger.get_by_role("button", name="Connect Stripe").click()
+    scene.go(scene.link())
+    scene.press("Connect Stripe")
+    assert f"{scene.end_user}-rival" not in scene.page.content()
+
+
+# --- GitHub ---------------------------------------------------------------------------------------------
+
+
+@state("One more step", primary="Connect this account")
+def choice(scene: Scene) -> None:
+    scene.answers("allow", "many-mona")
+    scene.go(scene.link())
+    scene.press("Connect GitHub")
+    expect(scene.page.get_by_role("radio", name="globex-pottery")).to_be_visible()
+
+
+@state("One more step", primary="Connect this account")
+def choice_not_made(scene: Scene) -> None:
+    choice(scene)
+    # Browsers insist on a choice; the page also answers those who do not.
+    scene.page.locator("input[name=account]").evaluate_all("all => all.forEach(e => e.removeAttribute('required'))")
+    scene.press("Connect this account")
+    expect(scene.page.get_by_role("alert")).to_contain_text("Choose one of the accounts.")
+
+
+@state("One more step at GitHub", primary="Continue to GitHub")
+def installation(scene: Scene) -> None:
+    callbacks = _install_page(scene)
+    scene.go(callbacks[0])
+
+
+@state("Waiting for an owner to approve")
+def waiting_for_approval(scene: Scene) -> None:
+    _install_page(scene)
+    asked = parse_qs(urlsplit(scene.page.url).query)
+    scene.go(f"/oauth/github/setup?{urlencode({'setup_action': 'request', 'state': asked['state'][0]})}")
+
+
+@state("Approved. Thank you.")
+def approved_elsewhere(scene: Scene) -> None:
+    scene.go("/oauth/github/setup?installation_id=4711&setup_action=install")
+
+
+@state("You cannot connect this GitHub account", status=403, primary="Try again")
+def not_permitted(scene: Scene) -> None:
+    scene.answers("allow", "member-max")
+    scene.go(scene.link())
+    scene.press("Connect GitHub")
+
+
+@state("Access to this GitHub account is suspended", primary="Try again")
+def suspended(scene: Scene) -> None:
+    scene.answers("allow", "paused-pat")
+    scene.go(scene.link())
+    scene.press("Connect GitHub")
+
+
+def _install_page(scene: Scene) -> list[str]:
+    """Walk to GitHub's installation page; return the callbacks on the way."""
+    callbacks: list[str] = []
+
+    def note(request: Request) -> None:
+        if "/oauth/github/callback" in request.url:
+            callbacks.append(request.url)
+
+    scene.page.on("request", note)
+    scene.leave("GitHub")
+    scene.press("Authorize")
+    expect(scene.page.get_by_role("heading", name=re.compile("^Install "))).to_be_visible()
+    return callbacks
+
+
+# --- the person's accounts ------------------------------------------------------------------------------
+
+
+@state("Your connected accounts")
+def connections(scene: Scene) -> None:
+    link = scene.link()
+    scene.connect("Stripe", link)
+    scene.connect("GitHub", link)
+    scene.page.get_by_role("link", name="See your accounts").click()
+    expect(scene.page.locator(".badge-ok")).to_have_count(2)
+
+
+@state("Your connected accounts")
+def connections_none(scene: Scene) -> None:
+    scene.go(scene.link(manage=True))
+    scene.press("Show my accounts")
+    expect(scene.page.get_by_text("No accounts connected yet")).to_be_visible()
+
+
+@state("Your connected accounts")
+def connections_pending(scene: Scene) -> None:
+    done_pending(scene)
+    scene.page.get_by_role("link", name="See your accounts").click()
+    expect(scene.page.get_by_text("Finishing set-up", exact=True)).to_be_visible()
+
+
+@state("New Account")
+def connection_details(scene: Scene) -> None:
+    scene.connect()
+    scene.page.get_by_role("link", name="See your accounts").click()
+    scene.page.get_by_role("link", name=re.compile("^New Account")).click()
+    expect(scene.page.get_by_text("Reference")).to_be_visible()
+
+
+@state("Disconnect New Account")
+def disconnect(scene: Scene) -> None:
+    connection_details(scene)
+    scene.page.get_by_role("link", name=re.compile("^Disconnect")).click()
+
+
+@state("Your connected accounts|New Account")
+def disconnected(scene: Scene) -> None:
+    disconnect(scene)
+    scene.page.get_by_role("button", name=re.compile("^Disconnect")).click()
+    expect(scene.page.locator(".badge").filter(has_text="Disconnected")).to_be_visible()
+
+
+@state("This page has closed", status=401, error=True)
+def session_ended(scene: Scene) -> None:
+    scene.go("/connections")
+
+
+@state("You are signed out")
+def signed_out(scene: Scene) -> None:
+    scene.connect()
+    scene.page.get_by_role("link", name="See your accounts").click()
+    scene.press("Sign out")
+
+
+@state("Page not found", status=404, error=True)
+def not_found(scene: Scene) -> None:
+    scene.go("/this-page-does-not-exist")
+
+
+@state("That request was not understood", status=400, error=True)
+def form_expired(scene: Scene) -> None:
+    scene.go(scene.link())
+    scene.page.context.clear_cookies()
+    scene.press("Connect Stripe")
+
+
+# --- operators ------------------------------------------------------------------------------------------
+
+
+@state("Sign in", primary="Sign in")
+def ops_sign_in(scene: Scene) -> None:
+    scene.go("/ops/")
+    assert urlsplit(scene.page.url).path == "/ops/sign-in"
+
+
+@state("Sign in", status=401, primary="Sign in", error=True)
+def ops_sign_in_wrong(scene: Scene) -> None:
+    scene.go("/ops/sign-in")
+    scene.page.get_by_label("E-mail").fill(OPERATOR)
+    scene.page.get_by_label("Password", exact=True).fill("not the password")
+    scene.press("Sign in")
+    expect(scene.page.get_by_role("alert")).to_be_visible()
+
+
+@state("Sign in", primary="Sign in")
+def ops_signed_out(scene: Scene) -> None:
+    scene.sign_in()
+    scene.press("Sign out")
+    expect(scene.page.get_by_text("You have signed out")).to_be_visible()
+
+
+@state("Connections", primary="Apply filters")
+def ops_list(scene: Scene) -> None:
+    done_parked(scene)
+    scene.world.control("reset")
+    scene.answers("allow")
+    scene.connect("GitHub")
+    scene.sign_in()
+    expect(scene.page.get_by_role("table")).to_be_visible()
+
+
+@state("Connections", primary="Apply filters")
+def ops_list_no_match(scene: Scene) -> None:
+    scene.sign_in()
+    scene.page.get_by_label("Search").fill("nothing-has-this-name")
+    scene.press("Apply filters")
+    expect(scene.page.get_by_text("No connections match")).to_be_visible()
+
+
+@state("Connections", status=400, primary="Apply filters", error=True)
+def ops_list_bad_filter(scene: Scene) -> None:
+    scene.sign_in()
+    scene.go("/ops/connections?status=wonderful")
+
+
+@state("New Account")
+def ops_details(scene: Scene) -> None:
+    scene.connect()
+    _ops_details(scene)
+
+
+@state("New Account", primary="Retry import")
+def ops_details_parked(scene: Scene) -> None:
+    done_parked(scene)
+    _ops_details(scene)
+
+
+@state("Page not found", status=404, error=True)
+def ops_details_unknown(scene: Scene) -> None:
+    scene.sign_in()
+    scene.go("/ops/connections/0000-0000-0000")
+
+
+def _ops_details(scene: Scene) -> None:
+    (connection,) = scene.host.connections(scene.end_user)
+    scene.sign_in()
+    scene.go(f"/ops/connections/{connection['ref']}")
+    expect(scene.page.get_by_role("heading", name="Import into Sequin")).to_be_visible()
+
+
+# --- last, since the broker remembers it: who starts soon after is told before leaving --------------------
+
+
+@state("Acme Analytics needs to fix a setting")
+def misconfigured(scene: Scene) -> None:
+    scene.fault("stripe.token", fault="status", status=401)
+    scene.go(scene.link())
+    scene.press("Connect Stripe")

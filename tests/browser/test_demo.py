@@ -1,0 +1,255 @@
+"""`broker demo` by clicks: how many it takes, and what stands in Sequin afterwards."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+import requests
+from dotenv import dotenv_values
+from playwright.sync_api import Browser, BrowserContext, Page, expect
+
+from tests.browser import look
+from tests.browser.watch import Clicks, Watch
+from tests.e2e.world import eventually, free_port
+
+FIRST_ACCOUNT_CLICKS = 3
+SECOND_ACCOUNT_CLICKS = 4
+
+
+@dataclass(frozen=True)
+class RunningDemo:
+    """A demo somebody has just started on a machine that never ran it."""
+
+    url: str
+    sandbox_url: str
+    folder: Path
+
+    def state(self) -> dict[str, list[dict[str, Any]]]:
+        """Return what the sandbox knows."""
+        return dict(requests.get(f"{self.sandbox_url}/control/state", timeout=10).json())
+
+    def sequin_apps(self) -> dict[str, str]:
+        """Return the ids of Sequin's OAuth apps by client id."""
+        token = self.settings()["SEQUIN_API_TOKEN"]
+        answer = requests.get(
+            f"{self.sandbox_url}/sequin/v1/oauth-apps", headers={"Authorization": f"Bearer {token}"}, timeout=10
+        )
+        return {str(app["client_id"]): str(app["id"]) for app in answer.json()["data"]}
+
+    def settings(self) -> dict[str, str | None]:
+        """Return the settings it made for itself."""
+        return dotenv_values(self.folder / "demo.env", interpolate=False)
+
+
+@contextmanager
+def running_demo(folder: Path) -> Iterator[RunningDemo]:
+    """`python -m broker demo` on free ports, with a data folder that does not exist yet."""
+    port, sandbox_port = free_port(), free_port()
+    log = folder / "demo.log"
+    with log.open("wb") as output:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "broker", "demo", "--port", str(port), "--sandbox-port", str(sandbox_port),
+             "--data-dir", str(folder / "data")],
+            env={"PATH": os.environ["PATH"]}, cwd=Path(__file__).parents[2], stdin=subprocess.DEVNULL, stdout=output,
+            stderr=output,
+        )  # fmt: skip
+    demo = RunningDemo(f"http://localhost:{port}", f"http://localhost:{sandbox_port}", folder / "data")
+
+    def announced() -> bool:
+        assert process.poll() is None, log.read_text()
+        return f"{demo.url}/demo/" in log.read_text()
+
+    try:
+        eventually(announced)
+        yield demo
+    finally:
+        process.terminate()
+        process.wait(timeout=30)
+
+
+@pytest.fixture
+def demo(tmp_path: Path) -> Iterator[RunningDemo]:
+    """A demo that nobody has used."""
+    with running_demo(tmp_path) as demo:
+        yield demo
+
+
+@pytest.fixture(scope="module")
+def used_demo(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningDemo]:
+    """A demo that other tests may have used before."""
+    with running_demo(tmp_path_factory.mktemp("demo")) as demo:
+        yield demo
+
+
+def connect_both(demo: RunningDemo, page: Page) -> tuple[int, int]:
+    """Connect Stripe, then GitHub with its installation page; return how many clicks each took."""
+    clicks = Clicks(page)
+    page.goto(f"{demo.url}/demo/")
+    expect(page.get_by_role("heading", name="Integrations")).to_be_visible()
+    clicks.button("Connect accounts")
+    expect(page.get_by_role("heading", name="Connect your accounts")).to_be_visible()
+    clicks.button("Connect Stripe")
+    expect(page.get_by_role("heading", name="Connect your Stripe account")).to_be_visible()
+    clicks.button("Connect")
+    expect(page.get_by_role("heading", name="Stripe is connected")).to_be_visible()
+    expect(page.get_by_role("heading", name="Northwind Coffee")).to_be_visible()
+    first = clicks.count
+
+    clicks.button("Connect GitHub")
+    expect(page.get_by_role("heading", name="Authorize the app")).to_be_visible()
+    clicks.button("Authorize")
+    expect(page.get_by_role("heading", name="Install", exact=False)).to_be_visible()
+    clicks.button("Install")
+    expect(page.get_by_role("heading", name="GitHub is connected")).to_be_visible()
+    return first, clicks.count - first
+
+
+def assert_in_sequin(demo: RunningDemo) -> None:
+    """Both accounts stand in the sandbox's Sequin as they should."""
+    credentials = eventually(lambda: found if len(found := demo.state()["credentials"]) >= 2 else None)
+    by_kind = {credential["kind"]: credential for credential in credentials}
+    assert len(credentials) == 2
+    assert set(by_kind) == {"stripe_oauth2", "github_app"}
+    settings, apps = demo.settings(), demo.sequin_apps()
+    refs = set()
+    for kind, client_id in (("stripe_oauth2", "STRIPE_CLIENT_ID"), ("github_app", "GITHUB_CLIENT_ID")):
+        assert by_kind[kind]["oauth_app_id"] == apps[str(settings[client_id])]
+        assert by_kind[kind]["metadata"]["end_user_id"] == "jo-lind"
+        refs.add(by_kind[kind]["metadata"]["broker_connection_id"])
+    assert len(refs) == 2
+
+    stripe = by_kind["stripe_oauth2"]["properties"]
+    (grant,) = (grant for grant in demo.state()["grants"] if grant["provider"] == "stripe")
+    assert stripe["stripe_user_id"] == "acct_1NorthwindCoffee0"
+    assert stripe["secret"] == grant["access_token"]
+    assert stripe["test"] is not grant["livemode"]
+    assert stripe["name"] == "Northwind Coffee"
+
+    github = by_kind["github_app"]["properties"]
+    (jo,) = (account for account in demo.state()["accounts"] if account.get("login") == "octo-jo")
+    (installation,) = jo["installations"]
+    assert github["installation_id"] == installation["id"]
+    assert (github["account_login"], github["account_type"]) == ("octo-jo", "User")
+
+
+def assert_on_the_persons_pages(demo: RunningDemo, page: Page) -> None:
+    """Both accounts show as connected, to the person and on the demo's page."""
+    page.get_by_role("link", name="See your accounts").click()
+    expect(page.get_by_role("heading", name="Your connected accounts")).to_be_visible()
+    for name in ("Northwind Coffee", "octo-jo"):
+        card = page.locator("section").filter(has=page.get_by_role("heading", name=name))
+        expect(card.locator(".badge-ok")).to_have_text("Connected")
+    page.goto(f"{demo.url}/demo/")
+    rows = page.get_by_role("region", name="Connected accounts").locator(".next")
+    expect(rows).to_have_count(2)
+    for name in ("Northwind Coffee", "octo-jo"):
+        expect(rows.filter(has_text=name).locator(".badge-ok")).to_have_text("Connected")
+        expect(rows.filter(has_text=name)).to_contain_text("Seen in Sequin")
+
+
+def test_two_accounts_by_clicks(demo: RunningDemo, context: BrowserContext, watch: Watch) -> None:
+    page = context.new_page()
+
+    first, second = connect_both(demo, page)
+
+    assert first <= FIRST_ACCOUNT_CLICKS
+    assert second <= SECOND_ACCOUNT_CLICKS
+    expect(page.locator(".outcome")).to_contain_text("Everything is set up.")
+    assert_in_sequin(demo)
+    assert_on_the_persons_pages(demo, page)
+    assert watch.said() == []
+    assert watch.origins == {demo.url, demo.sandbox_url}
+
+
+def test_the_demos_page_before_and_after(used_demo: RunningDemo, context: BrowserContext, watch: Watch) -> None:
+    page = context.new_page()
+    page.goto(f"{used_demo.url}/demo/")
+    wrong = look.problems(page, "demo")
+    clicks = Clicks(page)
+    clicks.button("Connect Stripe")
+    clicks.button("Connect Stripe")
+    clicks.button("Connect")
+    expect(page.locator(".outcome")).to_contain_text("Everything is set up.")
+    clicks.link("Back to Acme Analytics")
+    expect(page.get_by_text("You are back from the broker.")).to_be_visible()
+    wrong += look.problems(page, "demo-back")
+    wrong += look.walk(page)[1]
+    assert wrong == []
+    assert watch.said() == []
+
+
+@pytest.mark.xfail(reason="five clicks: the button on the demo's page offers Stripe alone, so the way leads back there")
+def test_the_way_most_people_go_takes_no_more_clicks(
+    used_demo: RunningDemo, context: BrowserContext, watch: Watch
+) -> None:
+    page = context.new_page()
+    clicks = Clicks(page)
+    page.goto(f"{used_demo.url}/demo/")
+    clicks.button("Connect Stripe")
+    clicks.button("Connect Stripe")
+    clicks.button("Connect")
+    expect(page.get_by_role("heading", name="Stripe is connected")).to_be_visible()
+    first = clicks.count
+
+    clicks.link("Back to Acme Analytics")
+    expect(page.get_by_text("You are back from the broker.")).to_be_visible()
+    clicks.button("Connect GitHub")
+    clicks.button("Connect GitHub")
+    clicks.button("Authorize")
+    clicks.button("Install")
+    expect(page.get_by_role("heading", name="GitHub is connected")).to_be_visible()
+    assert watch.said() == []
+    assert first <= FIRST_ACCOUNT_CLICKS
+    assert clicks.count - first <= SECOND_ACCOUNT_CLICKS
+
+
+def test_two_accounts_without_javascript(demo: RunningDemo, browser: Browser) -> None:
+    context = browser.new_context(java_script_enabled=False)
+    try:
+        watch = Watch(context)
+        page = context.new_page()
+
+        first, second = connect_both(demo, page)
+
+        assert first <= FIRST_ACCOUNT_CLICKS
+        assert second <= SECOND_ACCOUNT_CLICKS
+        # Nothing is clicked here: the page looks again by itself.
+        expect(page.locator(".outcome")).to_contain_text("Everything is set up.")
+        assert_in_sequin(demo)
+        assert_on_the_persons_pages(demo, page)
+        assert watch.said() == []
+        assert watch.origins == {demo.url, demo.sandbox_url}
+    finally:
+        context.close()
+
+
+def test_saying_no_and_thinking_again(used_demo: RunningDemo, context: BrowserContext, watch: Watch) -> None:
+    before = used_demo.state()["credentials"]
+    page = context.new_page()
+    clicks = Clicks(page)
+    page.goto(f"{used_demo.url}/demo/")
+    clicks.button("Connect Stripe")
+    clicks.button("Connect Stripe")
+    clicks.button("Deny")
+
+    expect(page.get_by_role("heading", name="Stripe was not connected")).to_be_visible()
+    expect(page.locator(".outcome")).to_contain_text("You chose not to allow access")
+    expect(page.locator(".outcome")).to_contain_text("Nothing was shared.")
+    assert used_demo.state()["credentials"] == before
+
+    clicks.button("Try again")
+    clicks.radio("Use a new account")
+    clicks.button("Connect")
+    expect(page.get_by_role("heading", name="Stripe is connected")).to_be_visible()
+    expect(page.locator(".outcome")).to_contain_text("Everything is set up.")
+    assert len(used_demo.state()["credentials"]) == len(before) + 1
+    assert watch.said() == []
+    assert watch.origins == {used_demo.url, used_demo.sandbox_url}

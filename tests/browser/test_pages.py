@@ -1,0 +1,120 @@
+"""Every state of every page, small and wide, light and dark, with the keyboard alone."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterator
+
+import pytest
+from playwright.sync_api import Browser, BrowserContext, expect
+
+from tests.browser import look
+from tests.browser.conftest import Host
+from tests.browser.states import OPERATOR, PASSWORD, STATES, Scene, State
+from tests.browser.watch import Watch
+from tests.e2e.world import World
+
+BRANDING = """
+[branding]
+name = "Acme Analytics"
+support_email = "help@acme.example"
+privacy_url = "https://acme.example/privacy"
+"""
+
+
+@pytest.fixture(scope="module")
+def running_world(new_world: World) -> World:
+    """Sandbox and web server, the worker inside, one operator, and the name and addresses of a host."""
+    config = new_world.folder / "broker.toml"
+    config.write_text(BRANDING)
+    new_world.environment["BROKER_CONFIG"] = str(config)
+    new_world.start_sandbox()
+    new_world.start_web(workers=1)
+    new_world.run("operator", "create", "--email", OPERATOR, "--role", "admin", given=f"{PASSWORD}\n")
+    return new_world
+
+
+@pytest.fixture(scope="module")
+def host(running_world: World) -> Host:
+    """The host's backend."""
+    return Host(running_world)
+
+
+@pytest.fixture
+def world(running_world: World) -> World:
+    """The running world; everything is allowed at the providers and nothing fails."""
+    running_world.control("reset")
+    running_world.control("consent", auto="allow")
+    return running_world
+
+
+@pytest.fixture
+def strangers(browser: Browser) -> Iterator[Callable[[], BrowserContext]]:
+    """More fresh browsers."""
+    made: list[BrowserContext] = []
+
+    def another() -> BrowserContext:
+        made.append(browser.new_context())
+        return made[-1]
+
+    yield another
+    for context in made:
+        context.close()
+
+
+@pytest.fixture
+def scene(
+    world: World,
+    host: Host,
+    context: BrowserContext,
+    watch: Watch,
+    end_user: str,
+    strangers: Callable[[], BrowserContext],
+) -> Scene:
+    """Somebody nobody has seen before, in a fresh browser."""
+    return Scene(world, host, context.new_page(), watch, end_user, strangers)
+
+
+@pytest.mark.parametrize("state", STATES, ids=lambda state: state.name)
+def test_a_page(scene: Scene, state: State) -> None:
+    page = scene.page
+
+    state.reach(scene)
+
+    heading = page.get_by_role("heading", level=1)
+    expect(heading).to_have_text(re.compile(state.heading))
+    assert scene.watch.status == state.status
+    assert page.title().endswith(" – Acme Analytics")
+    assert page.title().startswith("Error: ") or not state.error
+
+    wrong = look.problems(page, state.name)
+    stops, hidden = look.walk(page)
+    wrong += hidden
+    if state.primary is not None:
+        assert state.primary in [stop["text"] for stop in stops if stop["primary"]]
+    assert wrong == []
+    assert scene.watch.said() == []
+    assert scene.watch.origins <= {scene.world.url, scene.world.sandbox_url}
+
+
+def test_what_is_wrong_is_found(context: BrowserContext) -> None:
+    page = context.new_page()
+    page.set_content(
+        """
+        <style>:focus { outline: 0 } .button { color: #999; background: #aaa; height: 30px } #wide { width: 2000px }
+        input { border: 1px solid #ddd }</style>
+        <h1>One</h1><h1>Two</h1><p id="wide">Wide</p><a href="/" aria-describedby="nobody">Small</a>
+        <form><button class="button">Press</button><input><b id="wide">Again</b></form>
+        """
+    )
+
+    found = " / ".join(look.problems(page, "a-bad-page"))
+    stops, hidden = look.walk(page)
+
+    for expected in (
+        "scrolls sideways", "sticks out: p", "2 h1", "no title", "no language", "id twice: wide",
+        "leads nowhere: nobody", "px: a “Small”", "× 30.0 px: button.button",
+        ":1: button.button", "edge of 1.36:1: input",
+    ):  # fmt: skip
+        assert expected in found
+    assert len(stops) == len(hidden) == 3
