@@ -39,6 +39,7 @@ from broker.sequin import Sequin
 from broker.services import Services
 from broker.sessions import Sessions
 from broker.settings import Settings, load_settings
+from broker.timeline import Timeline
 from broker.vault import Vault
 from broker.verification import Verifications
 from broker.web import embedded, init_web, limits
@@ -153,6 +154,7 @@ def build_services(settings: Settings, database: Database, clock: Clock) -> Serv
         jobs=jobs,
         operators=Operators(database, clock),
         sessions=Sessions(database, clock),
+        timeline=Timeline(database),
     )  # fmt: skip
 
 

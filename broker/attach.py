@@ -19,6 +19,7 @@ from broker.models import Claim, ConnectedAccount, Flow, FlowState, ImportState,
 from broker.oauth import Grant
 from broker.providers.base import Account
 from broker.references import new_ref
+from broker.timeline import note
 from broker.vault import Binding, Vault
 
 _claims = table(Claim)
@@ -79,6 +80,7 @@ def attach(connection: Connection, what: Attachment, *, vault: Vault, jobs: Jobs
     connection_id, ref = _save(connection, what, flow, vault=vault, jobs=jobs, now=now)
     connection.execute(sa.update(_flows).where(_flows.c.id == what.flow_id).values(connection_id=connection_id))
     _spend(connection, flow.link_id, what.app.key, connection_id, now)
+    note(connection, what.flow_id, "attached", at=now, detail=ref)
     audit.record(
         connection, at=now, actor_kind="end_user", actor=what.flow_ref, action="connection.connected",
         target=ref, detail={"app": what.app.key, "account": what.account.id, "mode": what.account.mode},

@@ -103,9 +103,16 @@ class Circuits:
 
     # --- asking ----------------------------------------------------------------------------------------
 
-    def look(self, name: str) -> OpenCircuit | None:
-        """Return the circuit if it is open; from memory, where this process has looked within a second."""
-        return self._rows().get(name)
+    def look(self, name: str, *, afresh: bool = False) -> OpenCircuit | None:
+        """Return the circuit if it is open; from memory, where this process has looked within a second.
+
+        With `afresh` a circuit that memory has as open is read again: for whoever is about to turn a person away.
+        """
+        found = self._rows().get(name)
+        if found is not None and afresh:
+            self._forget()
+            found = self._rows().get(name)
+        return found
 
     def open(self) -> list[OpenCircuit]:
         """Return every open circuit, Sequin's first."""

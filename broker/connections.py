@@ -110,6 +110,8 @@ class HandOff:
     error: str
     detail: str
     cure: str
+    # Stable code of what the last check found different in Sequin; None when it found nothing.
+    drift: str | None
     # Failures in a row, since when, and when it is tried next.
     failures: int
     failing_since: datetime | None
@@ -159,11 +161,11 @@ class Ending:
 
 _REVOCATION_NOTES: Mapping[CleanUp, str] = MappingProxyType(
     {
-        CleanUp.PENDING: "This account is no longer connected here. We are still ending the access at {provider}.",
-        CleanUp.REFUSED: "This account is no longer connected here. {provider} keeps it until you remove it there.",
+        CleanUp.PENDING: "This account is disconnected here; we are still ending the access at {provider}.",
+        CleanUp.REFUSED: "This account is disconnected here; {provider} keeps the access until you remove it there.",
     }
 )
-_REMOVAL_NOTE = "This account is no longer connected. We are still clearing up after it, which takes a minute or two."
+_REMOVAL_NOTE = "This account is disconnected; we are still clearing up after it, which takes a minute or two."
 
 
 @dataclass(frozen=True)
@@ -219,7 +221,7 @@ class ConnectionView:
     def can_retry(self) -> bool:
         """Whether asking for the import again would do something."""
         ended = self.disconnected_at is not None or self.revoked_at is not None
-        return not ended and self.hand_off.state is not ImportState.IMPORTED
+        return not ended and (self.hand_off.state is not ImportState.IMPORTED or self.hand_off.drift is not None)
 
 
 _OPERATOR_NOTES: Mapping[Status, str] = MappingProxyType(
@@ -308,8 +310,18 @@ class Connections:
             rows = connection.execute(query.order_by(ConnectedAccount.id.desc()).limit(MOST_OF_ONE_PERSON)).all()
         return sorted(map(self._view, rows), key=lambda view: _URGENCY[view.status])
 
+    def check(self, ref: str) -> None:
+        """Ask for a check now; a worker makes it. Raises ConnectionUnknown or ConnectionEnded."""
+        with self._database.write() as connection:
+            row = _standing(connection, ref)
+            if row.disconnected_at is not None or row.revoked_at is not None:
+                raise ConnectionEnded
+            if row.import_state == ImportState.IMPORTED:
+                self._jobs.enqueue(connection, "verify", row.id)
+        self._jobs.wakeup.set()
+
     def retry(self, ref: str, *, actor: Actor) -> None:
-        """Ask for the import again. One that has arrived is left alone: there is nothing to mend.
+        """Ask for the import again. One that stands in Sequin as it should is left alone.
 
         Raises ConnectionUnknown or ConnectionEnded.
         """
@@ -318,14 +330,22 @@ class Connections:
             row = _standing(connection, ref)
             if row.disconnected_at is not None or row.revoked_at is not None:
                 raise ConnectionEnded
-            if row.import_state == ImportState.IMPORTED:
+            if row.import_state == ImportState.IMPORTED and row.drift is None:
                 return
             # Job before connection, as the worker takes them: the other order could deadlock.
             self._jobs.enqueue(connection, "import", row.id)
             connection.execute(
                 sa.update(ConnectedAccount)
-                .where(ConnectedAccount.id == row.id, ConnectedAccount.import_state != ImportState.IMPORTED)
-                .values(import_state=ImportState.PENDING, updated_at=now)
+                .where(ConnectedAccount.id == row.id)
+                # What the last check found is about to be mended; the next one tells whether it was.
+                .values(
+                    import_state=ImportState.PENDING,
+                    drift=None,
+                    health=None,
+                    health_note=None,
+                    verified_at=None,
+                    updated_at=now,
+                )
             )
             audit.record(
                 connection,
@@ -424,6 +444,7 @@ def _hand_off(row: _Row) -> HandOff:
         error=code,
         detail=(row.import_error_detail if row.import_error else row.job_error_detail) or "",
         cure=cure_of(code) if code else "",
+        drift=row.drift,
         failures=row.failures or 0,
         failing_since=row.failing_since,
         next_attempt_at=row.due_at,
@@ -558,6 +579,7 @@ def _standing(connection: Connection, ref: str) -> _Row:
                 ConnectedAccount.import_state,
                 ConnectedAccount.disconnected_at,
                 ConnectedAccount.revoked_at,
+                ConnectedAccount.drift,
             ).where(ConnectedAccount.ref == ref)
         ).one_or_none()
     if row is None:

@@ -220,8 +220,10 @@ class Doctor:
     # --- this deployment -------------------------------------------------------------------------------
 
     def _about_settings(self) -> Iterator[Check]:
+        # What development lets pass on purpose is no fault there; production refuses most of it at start.
+        state = State.WARN if self._settings.production else State.SKIP
         for sentence in self._settings.warnings:
-            yield Check("settings", State.WARN, sentence)
+            yield Check("settings", state, _sentence(sentence))
         if not self._settings.warnings:
             yield Check("settings", State.PASS, f"Complete, for {self._settings.environment}.")
 

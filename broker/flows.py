@@ -130,7 +130,7 @@ class Flows:
 
     def _require_provider(self, link: str | int, app: OfferedApp, browser: Browser) -> None:
         """Keep the person here while the app's circuit is open; one in a while may go and see."""
-        circuit = self._circuits.look(app_circuit(app.key))
+        circuit = self._circuits.look(app_circuit(app.key), afresh=True)
         if circuit is None:
             return
         # First, so that the one try is not spent by somebody whose link does not work anyway.
@@ -169,6 +169,7 @@ class Flows:
 
     def _redeem(self, step: Step, app: OfferedApp, code: Secret, state: Secret) -> Received:
         verifier = self._journal.verifier(step, state)
+        started = self._clock.monotonic()
         # A success is only the account's: the provider's API may be down while its token endpoint answers.
         with self._circuits.watching(app_circuit(app.key), conclusive=False):
             answer = self._oauth.redeem(
@@ -178,7 +179,7 @@ class Flows:
                 code_verifier=verifier,
                 deadline=EXCHANGE_SECONDS,
             )
-        return self._journal.keep(step, answer)
+        return self._journal.keep(step, answer, took=self._clock.monotonic() - started)
 
     def _exchange_failed(self, step: Step, failure: BrokerError) -> None:
         """End the flow: a code is sent at most once, so nothing of this is ever tried again."""

@@ -41,6 +41,7 @@ from broker.oauth import Departure
 from broker.references import new_ref
 from broker.secret import Secret, digest
 from broker.text import storable
+from broker.timeline import note
 from broker.vault import Binding, Vault
 
 FINISH_AFTER = timedelta(seconds=30)
@@ -141,6 +142,7 @@ class FlowJournal:
                 .returning(_flows.c.id)
             ).scalar_one()  # fmt: skip
             self._add_hop(connection, flow_id, HopKind.AUTHORIZE, departure.state, departure.code_verifier, expires)
+            note(connection, flow_id, "left", at=now, detail=app.key)
         log.info("flow.left", flow=ref, app=app.key)
         return ref
 
@@ -227,6 +229,7 @@ class FlowJournal:
                     .values(state=FlowState.REDEEMING, hold=None, updated_at=now)
                     .returning(_flows.c.ref)
                 ).scalar_one()
+                note(connection, hop.flow_id, "returned", at=now, detail=kind.value)
                 if kind is HopKind.INSTALL:
                     # The grant is there already: the worker can finish even if this process ends right now.
                     self._jobs.enqueue(connection, "finish", hop.flow_id, after=FINISH_AFTER)
@@ -258,17 +261,18 @@ class FlowJournal:
             return None
         return Secret(self._vault.open(step.verifier_sealed, _verifier_binding(state)).decode())
 
-    def keep(self, step: Step, answer: Mapping[str, object]) -> Received:
+    def keep(self, step: Step, answer: Mapping[str, object], *, took: float | None = None) -> Received:
         """Seal the provider's answer into the flow and commit: from here on no crash can lose it.
 
-        The token exists nowhere else yet, so a database that is busy for a moment is asked again.
+        The token exists nowhere else yet, so a database that is busy for a moment is asked again. `took` is how
+        many seconds the provider needed.
         Raises DatabaseUnavailable.
         """
         now = self._clock.now()
         sealed = self._vault.seal(json.dumps(answer).encode(), flow_binding(step.flow_ref))
         for attempt in range(1, KEEP_ATTEMPTS + 1):
             try:
-                self._commit_grant(step, sealed, now)
+                self._commit_grant(step, sealed, now, took)
             except DatabaseUnavailable:
                 if attempt == KEEP_ATTEMPTS:
                     raise
@@ -276,7 +280,7 @@ class FlowJournal:
                 break
         return Received(dict(answer), now)
 
-    def _commit_grant(self, step: Step, sealed: bytes, now: datetime) -> None:
+    def _commit_grant(self, step: Step, sealed: bytes, now: datetime, took: float | None) -> None:
         with self._database.write() as connection:
             changed = connection.execute(
                 sa.update(_flows)
@@ -287,6 +291,7 @@ class FlowJournal:
                 # Ended meanwhile: nothing would ever erase the grant again.
                 return
             connection.execute(sa.update(_hops).where(_hops.c.flow_id == step.flow_id).values(verifier_sealed=None))
+            note(connection, step.flow_id, "redeemed", at=now, seconds=took)
             self._jobs.enqueue(connection, "finish", step.flow_id, after=FINISH_AFTER)
 
     def kept(self, step: Step) -> Received:
@@ -323,6 +328,8 @@ class FlowJournal:
                 .values(state=FlowState.HELD, hold=why, choices=choices, updated_at=now, expires_at=expires)
             ).rowcount
             self._jobs.cancel(connection, "finish", step.flow_id)
+            if changed:
+                note(connection, step.flow_id, "held", at=now, detail=why.value)
             if changed and state is not None:
                 self._add_hop(connection, step.flow_id, HopKind.INSTALL, state, None, expires)
         log.info("flow.held", flow=step.flow_ref, why=why.value)
@@ -343,6 +350,7 @@ class FlowJournal:
             ).rowcount
             if not changed:
                 raise FlowEnded
+            note(connection, flow.id, "picked", at=now, detail=account_id)
             self._jobs.enqueue(connection, "finish", flow.id, after=FINISH_AFTER)
         return Step(flow.id, flow.ref)
 
@@ -369,6 +377,7 @@ class FlowJournal:
                 return
             connection.execute(sa.update(_hops).where(_hops.c.flow_id == step.flow_id).values(verifier_sealed=None))
             self._jobs.cancel(connection, "finish", step.flow_id)
+            note(connection, step.flow_id, state.value, at=now, detail=failure.code)
             audit.record(
                 connection, at=now, actor_kind="end_user", actor=step.flow_ref, action=f"flow.{state.value}",
                 target=step.flow_ref, detail={"failure": failure.code},

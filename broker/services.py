@@ -25,6 +25,7 @@ from broker.reconciliation import Reconciliation
 from broker.sequin import Sequin
 from broker.sessions import Sessions
 from broker.settings import Settings
+from broker.timeline import Timeline
 from broker.verification import Verifications
 
 
@@ -54,3 +55,4 @@ class Services:
     jobs: Jobs
     operators: Operators
     sessions: Sessions
+    timeline: Timeline

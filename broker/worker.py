@@ -53,6 +53,7 @@ class Worker:
         self._jobs = jobs
         self._flows = flows
         self._journal = journal
+        self._reconciliation = reconciliation
         self._threads = [threading.Thread(target=self._loop, name=f"worker-{n}", daemon=True) for n in range(threads)]
         self._stopping = threading.Event()
         self._swept = 0.0
@@ -167,5 +168,6 @@ class Worker:
             if time.monotonic() - self._swept >= SWEEP_SECONDS:
                 self._swept = time.monotonic()
                 self._journal.sweep()
+                self._reconciliation.schedule()
         finally:
             self._sweeping.release()

@@ -309,3 +309,28 @@ def test_what_has_ended_is_not_imported_again(house: House, how: str) -> None:
     with pytest.raises(ConnectionEnded):
         house.connections.retry(ref, actor=STAFF)
     assert house.value(sa.select(Job.id)) is None
+
+
+# --- checks and drift -----------------------------------------------------------------------------------
+
+
+def test_a_check_can_be_asked_for(house: House) -> None:
+    ref = house.connection(house.end_user("jo"))
+    house.connections.check(ref)
+    assert house.value(sa.select(Job.kind)) == "verify"
+
+
+def test_a_connection_that_ended_is_not_checked(house: House) -> None:
+    ref = house.connection(house.end_user("jo"), disconnected_at=house.clock.now())
+    with pytest.raises(ConnectionEnded):
+        house.connections.check(ref)
+
+
+def test_drift_is_cured_by_importing_again(house: House) -> None:
+    drifted = {"import_state": "imported", "drift": "credential_missing", "health": "error", "health_note": "Gone."}
+    ref = house.connection(house.end_user("jo"), **drifted)
+    assert house.connections.find(ref).can_retry
+    house.connections.retry(ref, actor=STAFF)
+    found = house.connections.find(ref)
+    assert (found.status, found.hand_off.drift) == (Status.PENDING, None)
+    assert house.value(sa.select(Job.kind)) == "import"

@@ -10,6 +10,7 @@ from flask.cli import with_appcontext
 
 from broker.apikeys import Scope
 from broker.audit import COMMAND_LINE
+from broker.cli.checks import check, forget
 from broker.cli.printing import iso, json_option, say_json, say_table
 from broker.connections import ConnectionFilters, ConnectionView
 from broker.links import LinkRequest
@@ -257,6 +258,10 @@ def disconnect_connection(ref: str) -> None:
     services().disconnections.request(ref, actor=COMMAND_LINE)
     ended = services().connections.find(ref)
     click.echo(f"{ref} is disconnected. {ended.operator_note}")
+
+
+connections.add_command(check)
+connections.add_command(forget)
 
 
 # --- jobs ---------------------------------------------------------------------------------------------

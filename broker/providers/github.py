@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from datetime import datetime
+from functools import cache
 from typing import Annotated, Any, Literal
 from urllib.parse import quote, urlencode
 
@@ -177,11 +178,16 @@ def app_jwt(app: OAuthApp, now: datetime) -> Secret:
     issued = int(now.timestamp())
     claims = {"iat": issued - 60, "exp": issued + 540, "iss": app.client_id}
     try:
-        key = RSAKey.import_key(_options(app).private_key.reveal())
-        return Secret(jwt.encode({"alg": "RS256"}, claims, key))
+        return Secret(jwt.encode({"alg": "RS256"}, claims, _signing_key(_options(app).private_key)))
     except (ValueError, TypeError, JoseError):
         # `from None`: what is wrong with a key is told by quoting it.
         raise ProviderRefused("the private key is not an RSA key in PEM form") from None
+
+
+@cache
+def _signing_key(private_key: Secret) -> RSAKey:
+    # Reading a key checks its numbers, which takes fifty times as long as signing with it.
+    return RSAKey.import_key(private_key.reveal())
 
 
 def install_url(app: OAuthApp, state: Secret) -> str:

@@ -105,7 +105,9 @@ def _display_name(account: dict[str, Any]) -> str:
 
 def properties(app: OAuthApp, account: Account, grant: Grant | None) -> dict[str, object]:
     """Return a `stripe_oauth2` credential; `stripe_user_id` makes a re-import update instead of adding."""
-    if grant is None or grant.access_token is None:
+    if grant is None:
+        raise GrantIncomplete("the token was erased after its import was verified: the person has to reconnect")
+    if grant.access_token is None:
         raise GrantIncomplete(
             "Stripe's answer held no access token: this platform's Connect OAuth no longer issues them. "
             "Register a Stripe App and use the provider stripe_app"

@@ -7,6 +7,7 @@ from datetime import timedelta
 from flask import Blueprint, Response, make_response, redirect, render_template, request, url_for
 from werkzeug.wrappers import Response as BaseResponse
 
+from broker.audit import Actor
 from broker.callback import parse_callback, parse_setup
 from broker.errors import PrefetchRefused
 from broker.flow_page import FlowPage
@@ -15,8 +16,9 @@ from broker.journal import Browser
 from broker.models import FlowState
 from broker.secret import Secret
 from broker.sessions import SignedIn
+from broker.status import Status
 from broker.web import cookies, services
-from broker.web.outcome import describe
+from broker.web.outcome import describe, is_being_checked
 from broker.web.security import allow_leaving, is_ahead_of_the_person, keep_own_referrer
 
 LOOKS = 24
@@ -102,7 +104,7 @@ def flow(ref: str) -> BaseResponse:
     now = services().clock.now()
     view = describe(page, host=services().settings.branding.name, now=now)
     looks = request.args.get("n", 0, type=int)
-    following = url_for("connect.flow", ref=ref, n=looks + 1) if view.waiting and 0 <= looks < LOOKS else None
+    following = url_for("connect.flow", ref=ref, n=looks + 1) if view.looks_again and 0 <= looks < LOOKS else None
     allow_leaving()
     text = render_template(
         "connect/flow.html",
@@ -110,6 +112,7 @@ def flow(ref: str) -> BaseResponse:
         view=view,
         stage=_stage(page),
         next_look=following,
+        being_checked=is_being_checked(page, now),
         choose_one="choose" in request.args,
     )
     response = make_response(text, view.status)
@@ -137,6 +140,15 @@ def choose(ref: str) -> BaseResponse:
     if not account:
         return redirect(url_for("connect.flow", ref=ref, choose=1), 303)
     services().flows.choose(ref, account, this_browser())
+    return redirect(url_for("connect.flow", ref=ref), 303)
+
+
+@blueprint.post("/flows/<ref>/finish")
+def finish(ref: str) -> BaseResponse:
+    """Try the last step of a saved connection once more, where it was given up."""
+    connection = services().flow_pages.page(ref, this_browser()).connection
+    if connection is not None and connection.status is Status.IMPORT_FAILED:
+        services().connections.retry(connection.ref, actor=Actor("end_user", connection.end_user.id))
     return redirect(url_for("connect.flow", ref=ref), 303)
 
 

@@ -41,6 +41,13 @@ def details(ref: str) -> str:
     return render_template("connections/details.html", connection=connection, app=_app(connection))
 
 
+@blueprint.post("/connections/<ref>/check")
+def check(ref: str) -> Response:
+    """Ask for a check now; the page shows when it was made."""
+    services().connections.check(_own_connection(ref).ref)
+    return _to_details(ref)
+
+
 @blueprint.get("/connections/<ref>/disconnect")
 def confirm_disconnect(ref: str) -> ResponseReturnValue:
     """Say what stops and what stays, before it is done."""

@@ -47,8 +47,8 @@ def index() -> str:
 
 @blueprint.post("/connect")
 def connect() -> Response:
-    """Ask for a connect link, as a host's backend does, and send the person there."""
-    return _send(apps=tuple(request.form.getlist("app")) or None)
+    """Ask for a connect link that offers every app, as a host's backend does, and send the person there."""
+    return _send()
 
 
 @blueprint.post("/manage")
@@ -57,13 +57,12 @@ def manage() -> Response:
     return _send(manage=True)
 
 
-def _send(*, apps: tuple[str, ...] | None = None, manage: bool = False) -> Response:
+def _send(*, manage: bool = False) -> Response:
     settings = services().settings
     wanted = LinkRequest(
         end_user_id=PERSON_ID,
         name=PERSON_NAME,
         email=PERSON_EMAIL,
-        apps=apps,
         # The demo lists its own origin; elsewhere the page does without the way back.
         return_url=f"{settings.public_url}/demo/" if settings.public_url in settings.return_origins else None,
         manage=manage,

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 
-from broker.errors import BrokerError, FlowExpired, FlowInterrupted
+from broker.errors import BrokerError, FlowExpired, FlowInterrupted, Verdict
 from broker.flow_page import FlowPage
 from broker.models import FlowState, Hold
 
@@ -21,10 +21,14 @@ class Outcome:
     text: str
     tone: str = "neutral"
     icon: str = "clock"
-    # Whether something is about to change by itself.
+    # Whether the person waits for something that is about to happen by itself.
     waiting: bool = False
+    # Whether the page looks again by itself; true wherever somebody waits.
+    looks_again: bool = False
     # Whether the page offers the same provider once more.
     retry: bool = False
+    # Whether the page offers the last step once more.
+    finish: bool = False
     status: int = 200
 
 
@@ -47,6 +51,15 @@ def describe(page: FlowPage, *, host: str, now: datetime) -> Outcome:
     return _failed(page, host)
 
 
+def is_being_checked(page: FlowPage, now: datetime) -> bool:
+    """Tell whether a connection has just been imported, so that its first check is still to come."""
+    connection = page.connection
+    if page.state is not FlowState.DONE or connection is None or connection.status != "unknown":
+        return False
+    imported_at = connection.hand_off.imported_at
+    return imported_at is not None and now - imported_at < LATE_AFTER
+
+
 def opening(text: str) -> str:
     """Return `text` as it stands at the start of a sentence."""
     return text[:1].upper() + text[1:]
@@ -59,17 +72,19 @@ def _done(page: FlowPage, host: str, now: datetime) -> Outcome:
     if status == "pending":
         if page.ended_at is not None and now - page.ended_at > LATE_AFTER:
             text = "Set-up is taking longer than usual. We keep trying; you do not need to do anything."
-            return Outcome(connected, text, waiting=True)
+            return Outcome(connected, text, waiting=True, looks_again=True)
         text = "We are finishing set-up. This takes a minute or two. You can leave this page."
-        return Outcome(connected, text, waiting=True)
+        return Outcome(connected, text, waiting=True, looks_again=True)
     if status == "import_failed":
         text = (
-            f"Your permission has arrived and is kept safe, but the last step needs {host}. "
-            "Nothing more is needed from you: quote the reference if you ask about it."
+            "Your permission has arrived and is kept encrypted, but the last step did not work. "
+            f"{opening(host)} sees this in its list of connections and can finish it without you. "
+            "You can also try the last step again."
         )
-        return Outcome(f"We could not finish setting up {provider}", opening(text), "warn", "alert")
+        return Outcome(f"We could not finish connecting {provider}", text, "warn", "alert", finish=True)
     if status in ("unknown", "ok"):
-        return Outcome(connected, f"Everything is set up. {opening(host)} can now read what you allowed.", "ok", "tick")
+        text = f"Everything is set up. {opening(host)} can now read what you allowed."
+        return Outcome(connected, text, "ok", "tick", looks_again=is_being_checked(page, now))
     return Outcome(
         f"{provider} was connected", "Its state has changed since. Your accounts show how it is now.", "warn", "info"
     )
@@ -79,7 +94,7 @@ def _finishing(page: FlowPage, now: datetime) -> Outcome:
     text = f"{page.app.title} has sent you back to us. We are checking its answer; this takes a few seconds."
     if now - page.updated_at > LATE_AFTER:
         text = "This is taking longer than usual. We keep trying; you can leave this page."
-    return Outcome(f"Finishing with {page.app.title}", text, waiting=True)
+    return Outcome(f"Finishing with {page.app.title}", text, waiting=True, looks_again=True)
 
 
 def _held(page: FlowPage, host: str) -> Outcome:
@@ -91,7 +106,7 @@ def _held(page: FlowPage, host: str) -> Outcome:
         return Outcome(f"One more step at {provider}", text, icon="info")
     text = (
         f"{provider} has asked the owners of the account. You can close this page. "
-        "Once an owner has agreed, come back to it and continue."
+        f"Once an owner has agreed, come back to it and continue at {provider}."
     )
     return Outcome("Waiting for an owner to approve", text, "warn", "clock")
 
@@ -108,6 +123,7 @@ def _failed(page: FlowPage, host: str) -> Outcome:
         text,
         "warn" if failure.status < 500 else "bad",
         "alert",
-        retry=page.can_retry,
+        # A wrong setting stays wrong however often somebody tries.
+        retry=page.can_retry and failure.verdict is not Verdict.CONFIGURATION,
         status=failure.status,
     )

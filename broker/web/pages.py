@@ -18,6 +18,9 @@ from broker.web.outcome import opening
 
 TINTS = 6
 
+ACCOUNT_TYPES = {"User": "personal account", "Organization": "organisation"}
+"""Providers' words for kinds of account, in ours; what is not here stays as it is."""
+
 BRAND_SHEET = ".button-primary,.button-primary:hover{{background:{color};border-color:{color};color:#fff}}\n"
 """The host's colour, on main buttons alone: settings accept only colours that white text can be read on."""
 
@@ -55,6 +58,7 @@ def init_app(app: Flask, settings: Settings) -> None:
     env.filters["iso"] = iso
     env.filters["tint"] = tint
     env.filters["opening"] = opening
+    env.filters["account_type"] = lambda name: ACCOUNT_TYPES.get(name, name)
 
     brand_address = "/brand.css"
 

@@ -33,6 +33,7 @@ def running_world(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempP
 def world(running_world: World) -> Iterator[World]:
     """The running world, its sandbox emptied and everything allowed at the providers."""
     running_world.control("reset")
+    running_world.close_circuits()
     running_world.control("consent", auto="allow")
     yield running_world
     running_world.end_outage()

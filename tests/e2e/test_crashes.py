@@ -221,7 +221,7 @@ def _credentials_of(world: World, end_user: str) -> list[dict[str, object]]:
 
 
 def test_thirty_people_and_two_workers_make_thirty_credentials(world: World) -> None:
-    world.start("worker-2", "worker", "--threads", "4")
+    world.start_worker("worker-2", threads=4)
     names = [f"crowd-{number}" for number in range(30)]
 
     def connect(name: str) -> str:
@@ -267,7 +267,7 @@ def test_a_worker_that_is_told_to_stop_hands_back_what_it_did_not_begin(world: W
     for name in names:
         Person(world).connect(world.link(name), "stripe")
     world.fault("sequin.import", "drip", when="after", seconds=3, times=1)
-    world.start("worker", "worker", "--threads", "1")
+    world.start_worker(threads=1)
     eventually(lambda: world.requests_to("POST", "/sequin/v1/credentials"))
 
     assert world.stop("worker") == 0

@@ -195,11 +195,11 @@ class World:
         )  # fmt: skip
         self._answers("web", f"{self.url}/readyz")
 
-    def start_worker(self) -> None:
+    def start_worker(self, name: str = "worker", *, threads: int = 2) -> None:
         """Start a worker process and wait until it works."""
-        log = self.folder / "worker.log"
+        log = self.folder / f"{name}.log"
         before = log.stat().st_size if log.exists() else 0
-        process = self.start("worker", "worker", "--threads", "2")
+        process = self.start(name, "worker", "--threads", str(threads))
 
         def look() -> bool:
             said = log.read_bytes()[before:]
@@ -322,6 +322,11 @@ class World:
     def end_outage(self) -> None:
         """End every fault."""
         assert requests.delete(f"{self.sandbox_url}/control/faults", timeout=10).status_code == 200
+
+    def close_circuits(self) -> None:
+        """Let calls through again whatever failed before: what one test broke must not stop the next."""
+        with self.database() as connection:
+            connection.execute(sa.text("DELETE FROM circuits"))
 
     def control(self, what: str, **body: object) -> Any:
         """Ask the sandbox for something, or tell it something."""

@@ -109,7 +109,7 @@ def connection(
         scopes=("read_write",),
         status=status,
         health=Health("ok", (), NOW - timedelta(minutes=3)),
-        hand_off=HandOff(ImportState.IMPORTED, None, None, NOW, None, "", "", "", 0, None, None),
+        hand_off=HandOff(ImportState.IMPORTED, None, None, NOW, None, "", "", "", None, 0, None, None),
         metadata={},
         holds_grant=False,
         connected_at=NOW - timedelta(days=2),

@@ -508,9 +508,9 @@ def test_disconnecting_needs_a_session(client: FlaskClient, fake: FakeServices) 
     [
         ("done", "done", "&lt;b&gt;Lind&lt;/b&gt; is disconnected.", False),
         ("not_needed", "done", "is disconnected.", False),
-        ("pending", "done", "We are still ending the access at Stripe.", True),
-        ("done", "pending", "We are still clearing up after it", True),
-        ("refused", "done", "Stripe keeps it until you remove it there.", False),
+        ("pending", "done", "we are still ending the access at Stripe.", True),
+        ("done", "pending", "we are still clearing up after it", True),
+        ("refused", "done", "Stripe keeps the access until you remove it there.", False),
     ],
 )
 def test_a_disconnected_account_says_what_is_still_to_be_done(

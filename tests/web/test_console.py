@@ -380,7 +380,7 @@ def test_disconnecting_is_confirmed_recorded_and_shown_until_done(
     answer = client.post(f"/ops/connections/{ref}/disconnect", data={"csrf_token": csrf_of(page)})
     assert answer.status_code == 303
     after = text_of(client.get(answer.headers["Location"]))
-    for words in ("Disconnected.", "Still to do: end the access", "Still to be ended", "next try"):
+    for words in ("Disconnected.", "Still to do: end the access", "Access at the provider", "next try"):
         assert words in after
     assert "/disconnect" not in after
     assert ("operator", "operator@example.com", "connection.disconnected", ref) in house.audited()

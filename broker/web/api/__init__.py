@@ -27,6 +27,7 @@ _ROUTES: tuple[tuple[str, str, RouteCallable, Scope], ...] = (
     ("GET", "/connections", connections.list_connections, Scope.CONNECTIONS_READ),
     ("GET", "/connections/<ref>", connections.show_connection, Scope.CONNECTIONS_READ),
     ("DELETE", "/connections/<ref>", connections.disconnect, Scope.CONNECTIONS_WRITE),
+    ("POST", "/connections/<ref>/check", connections.check_connection, Scope.CONNECTIONS_WRITE),
     ("POST", "/connections/<ref>/retry", connections.retry_connection, Scope.CONNECTIONS_WRITE),
 )
 

@@ -31,6 +31,12 @@ def retry_connection(ref: str) -> tuple[Response, int]:
     return jsonify(ref=ref), 202
 
 
+def check_connection(ref: str) -> tuple[Response, int]:
+    """Ask for a check now; `health.checked_at` tells when it was made."""
+    services().connections.check(ref)
+    return jsonify(ref=ref), 202
+
+
 def disconnect(ref: str) -> tuple[Response, int]:
     """End a connection; repeating it changes nothing. Its note tells what is still to be done."""
     services().disconnections.request(ref, actor=Actor("api_key", g.caller.id))
