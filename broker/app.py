@@ -13,10 +13,11 @@ import structlog
 from flask import Flask
 from flask_migrate import Migrate
 
-from broker import __version__, cli, logs
+from broker import __version__, logs
 from broker.apikeys import ApiKeys
 from broker.apps import AppCatalogue
 from broker.circuits import SEQUIN, Circuits
+from broker.cli import BrokerCommands
 from broker.clock import Clock, SystemClock
 from broker.connections import Connections
 from broker.db import Database, db, engine_options, migrations_path, prepare
@@ -73,10 +74,8 @@ def create_app(settings: Settings | None = None, *, clock: Clock | None = None, 
     for blueprint in (connect, connections, console, api, ops):
         app.register_blueprint(blueprint)
     limits.init_app(app, settings)
-    for name, command in cli.broker.commands.items():
-        # Flask-Migrate adds its own `db` to every application.
-        if name != "db":
-            app.cli.add_command(command)
+    # For `flask --app wsgi …`; there `db` is Flask-Migrate's, which comes first.
+    app.cli = BrokerCommands(app.name)
     return app
 
 

@@ -12,15 +12,11 @@ import threading
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from types import FrameType
 
-from broker.errors import NetworkError
-from broker.http import Http
 from broker.sandbox.environment import dotenv, environment
 from broker.sandbox.secrets import load_secrets
 from broker.settings import generate_key
 
-READY_SECONDS = 30.0
 STOP_SECONDS = 10.0
 OPERATOR = "operator@example.com"
 HOST_NAME = "Acme Analytics"
@@ -28,53 +24,65 @@ OWN_NAMES = ("BROKER_", "STRIPE_", "GITHUB_", "SEQUIN_", "DATABASE_URL")
 
 
 class Demo:
-    """The demo's three processes. They end with this one, even if it is killed."""
+    """The demo: this process serves, with a sandbox and a worker beside it that end with it, even if it is killed."""
 
     def __init__(self, *, port: int, sandbox_port: int, data_dir: Path) -> None:
         self._port = port
         self._sandbox_port = sandbox_port
         self._data_dir = data_dir.resolve()
         self._children: list[subprocess.Popen[bytes]] = []
-        self._stop = threading.Event()
+        self._over = threading.Event()
+        self._pid = os.getpid()
 
     @property
     def env_file(self) -> Path:
         """Where the demo's settings are kept, for `broker --env-file … connections list` and the like."""
         return self._data_dir / "demo.env"
 
-    def run(self, announce: Callable[[str], None]) -> int:
-        """Start everything, say where it is, and wait for a signal or for a process to end. Returns the exit code."""
-        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-            signal.signal(number, self._on_signal)
-        password = self._prepare()
-        try:
-            self._start("sandbox", "--port", str(self._sandbox_port), "--data-dir", str(self._data_dir))
-            self._start("worker", "--threads", "2")
-            self._start("web", "--demo", "--bind", f"127.0.0.1:{self._port}", "--threads", "8")
-            if self._ready():
-                announce(self._banner(password))
-                self._wait()
-            return 0 if self._stop.is_set() else 1
-        finally:
-            self._end()
-
-    def _prepare(self) -> str:
-        """Write the settings, bring the database up to date, make an operator; return the operator's password."""
-        from broker.app import create_app, read_settings
-        from broker.db import upgrade
-        from broker.secret import Secret
-
+    def run(self, announce: Callable[[str], None]) -> None:
+        """Start everything, say where it is, and serve until a signal comes or one of the others ends."""
+        for number in (signal.SIGTERM, signal.SIGHUP):
+            # Until the server takes over: leave through `finally`.
+            signal.signal(number, lambda *_: sys.exit(0))
         self._data_dir.mkdir(parents=True, exist_ok=True, mode=0o700)
         kept = self._kept()
         self._write_settings(kept)
+        try:
+            self._start("sandbox", "--port", str(self._sandbox_port), "--data-dir", str(self._data_dir))
+            self._serve(kept["operator_password"], announce)
+        finally:
+            # The server's own child process leaves through here too.
+            if os.getpid() == self._pid:
+                self._over.set()
+                self._end()
+
+    def _serve(self, password: str, announce: Callable[[str], None]) -> None:
+        # While this loads, the sandbox does too.
+        from broker.app import add_demo, create_app, read_settings
+        from broker.db import upgrade
+        from broker.secret import Secret
+        from broker.server import Server
+
         for name in [name for name in os.environ if name.startswith(OWN_NAMES)]:
             del os.environ[name]
         settings = read_settings(self.env_file)
         upgrade(settings.database_url)
-        operators = create_app(settings).extensions["broker"].operators
+        self._start("worker", "--threads", "2")
+        app = create_app(settings)
+        operators = app.extensions["broker"].operators
         if not operators.exist():
-            operators.create(OPERATOR, Secret(kept["operator_password"]), "admin")
-        return kept["operator_password"]
+            operators.create(OPERATOR, Secret(password), "admin")
+        add_demo(app, settings)
+        threading.Thread(target=self._watch, name="watch", daemon=True).start()
+        bind = f"127.0.0.1:{self._port}"
+        Server(app, bind=bind, processes=1, threads=8, on_ready=lambda: announce(self._banner(password))).run()
+
+    def _watch(self) -> None:
+        """Stop serving when the sandbox or the worker has ended: half a demo misleads."""
+        while not self._over.wait(0.5):
+            if any(child.poll() is not None for child in self._children):
+                os.kill(os.getpid(), signal.SIGTERM)
+                return
 
     def _kept(self) -> dict[str, str]:
         """Return the demo's own secrets, made on the first run and kept: links and grants outlive a restart."""
@@ -115,30 +123,6 @@ class Demo:
         command = [sys.executable, "-m", "broker", "--env-file", str(self.env_file), *arguments, "--until-eof"]
         # A session of its own: Ctrl-C reaches this process alone, which then stops the others in order.
         self._children.append(subprocess.Popen(command, stdin=subprocess.PIPE, start_new_session=True))  # noqa: S603 - our own program
-
-    def _ready(self) -> bool:
-        http = Http(allow_plain_loopback=True, user_agent="broker-demo")
-        ends = time.monotonic() + READY_SECONDS
-        waiting = [f"http://localhost:{self._port}/readyz", f"http://localhost:{self._sandbox_port}/control/state"]
-        while waiting and time.monotonic() < ends and not self._stop.is_set() and self._alive():
-            try:
-                if http.request("GET", waiting[0], deadline=1.0).status == 200:
-                    waiting.pop(0)
-                    continue
-            except NetworkError:
-                pass
-            self._stop.wait(0.1)
-        return not waiting
-
-    def _alive(self) -> bool:
-        return all(child.poll() is None for child in self._children)
-
-    def _wait(self) -> None:
-        while self._alive() and not self._stop.wait(0.5):
-            pass
-
-    def _on_signal(self, _number: int, _frame: FrameType | None) -> None:
-        self._stop.set()
 
     def _end(self) -> None:
         for child in reversed(self._children):

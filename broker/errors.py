@@ -370,7 +370,7 @@ class ConsentDenied(FlowFailure):
 
     code = "consent_denied"
     heading = "{provider} was not connected"
-    advice = "You chose not to allow access, or closed {provider}'s page. Nothing was shared."
+    advice = "You chose not to allow access, or closed {provider}’s page. Nothing was shared."
     cure = "Nothing to do: the person decided."
 
 
@@ -466,7 +466,7 @@ class AccountSuspended(FlowFailure):
 
     code = "account_suspended"
     heading = "Access to this {provider} account is suspended"
-    advice = "Un-suspend it in the account's settings at {provider}, then try again."
+    advice = "Un-suspend it in the account’s settings at {provider}, then try again."
 
 
 class LinkSpent(FlowFailure):

@@ -115,8 +115,9 @@ class Reconciliation:
     def _note(self, batch: list[Credential], now: datetime) -> None:
         with self._database.read() as connection:
             rows = _claimed(connection, {_claim_of(each) for each in batch})
+            in_use = _in_use(connection, {each.id for each in batch})
         for each in batch:
-            if not _owns(rows.get(_claim_of(each)), each.id):
+            if each.id not in in_use and not _owns(rows.get(_claim_of(each)), each.id):
                 self._remember(each, now)
 
     def _remember(self, credential: Credential, now: datetime) -> None:
@@ -150,6 +151,8 @@ class Reconciliation:
             # Owned by now: an import whose answer was lost has been sent again since.
             if ref is None or _owns(_claimed(connection, {ref}).get(ref), credential_id):
                 raise OrphanUnknown
+            if _in_use(connection, {credential_id}):
+                raise OrphanUnknown
         self._sequin.delete_credential(credential_id)
         with self._database.write() as connection:
             connection.execute(sa.delete(_orphans).where(_orphans.c.credential_id == credential_id))
@@ -170,6 +173,19 @@ def _claimed(connection: Connection, refs: set[str]) -> dict[str, Row[Any]]:
         sa.select(*(_connections.c[name] for name in columns)).where(_connections.c.ref.in_(refs))
     ).all()
     return {row.ref: row for row in rows}
+
+
+def _in_use(connection: Connection, credential_ids: set[str]) -> set[str]:
+    """Return which of these a living connection holds, whatever their metadata says.
+
+    Sequin knows a credential by its account: another person's import may have taken over what an older one left.
+    """
+    rows = connection.execute(
+        sa.select(_connections.c.credential_id).where(
+            _connections.c.credential_id.in_(credential_ids), _connections.c.disconnected_at.is_(None)
+        )
+    )
+    return set(rows.scalars())
 
 
 def _owns(row: Row[Any] | None, credential_id: str) -> bool:

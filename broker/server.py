@@ -5,6 +5,9 @@ It expects a proxy in front for TLS and slow clients (CONTRIBUTING.md, decisions
 
 from __future__ import annotations
 
+import os
+import signal
+from collections.abc import Callable
 from typing import Any
 
 from flask import Flask
@@ -21,8 +24,12 @@ KEEP_ALIVE_SECONDS = 5
 class Server(BaseApplication):  # type: ignore[misc]  # published without types
     """Serves one application from any number of processes. The application is built once, before the fork."""
 
-    def __init__(self, app: Flask, *, bind: str, processes: int, threads: int) -> None:
+    def __init__(
+        self, app: Flask, *, bind: str, processes: int, threads: int, on_ready: Callable[[], None] | None = None
+    ) -> None:
+        """`on_ready` is called in each process as soon as it answers."""
         self._app = app
+        self._on_ready = on_ready
         self._options: dict[str, Any] = {
             "bind": bind,
             "workers": processes,
@@ -38,6 +45,8 @@ class Server(BaseApplication):  # type: ignore[misc]  # published without types
             "control_socket_disable": True,
             "proc_name": "broker-web",
             "post_fork": self._after_fork,
+            "post_worker_init": self._answers,
+            "when_ready": _stop_on_hangup,
             "worker_exit": self._before_exit,
         }
         super().__init__()
@@ -56,6 +65,10 @@ class Server(BaseApplication):  # type: ignore[misc]  # published without types
         services.database.after_fork()
         self._worker.start()
 
+    def _answers(self, _worker: object) -> None:
+        if self._on_ready is not None:
+            self._on_ready()
+
     def _before_exit(self, _arbiter: object, _worker: object) -> None:
         self._worker.stop()
 
@@ -63,3 +76,8 @@ class Server(BaseApplication):  # type: ignore[misc]  # published without types
     def _worker(self) -> EmbeddedWorker:
         worker: EmbeddedWorker = self._app.extensions["broker.worker"]
         return worker
+
+
+def _stop_on_hangup(_arbiter: object) -> None:
+    # gunicorn would load the application again; a terminal that closes means "stop", as for any other program.
+    signal.signal(signal.SIGHUP, lambda *_: os.kill(os.getpid(), signal.SIGTERM))

@@ -126,3 +126,8 @@ def test_the_sweep_is_a_job_that_comes_again(bench: Bench) -> None:
     bench.services.reconciliation.run(bench.lease("reconcile"))
     assert len(bench.rows(Orphan)) == 1
     assert (bench.job("reconcile").due_at - bench.clock.now()).total_seconds() == 6 * 3600
+
+
+def test_a_credential_that_somebody_elses_connection_holds_is_no_orphan_whatever_it_claims(bench: Bench) -> None:
+    holds(bench, credential(CREDENTIAL, "GONE-GONE-GONE"))
+    assert sweep(bench) == []

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Mapping
+from importlib import import_module
 from pathlib import Path
+from types import MappingProxyType
 from typing import TextIO
 
 import click
@@ -11,24 +14,54 @@ from flask import Flask
 from flask.cli import AppGroup, ScriptInfo
 
 from broker import __version__
-from broker.cli import apps, doctor, keys, processes, records, schema
-from broker.cli.printing import complain
 from broker.errors import BrokerError
 
+COMMANDS: Mapping[str, str] = MappingProxyType(
+    {
+        "web": "processes",
+        "worker": "processes",
+        "demo": "rehearsal",
+        "sandbox": "rehearsal",
+        "doctor": "doctor",
+        "apps": "apps",
+        "apikey": "records",
+        "operator": "records",
+        "links": "records",
+        "connections": "records",
+        "jobs": "records",
+        "keys": "keys",
+        "db": "schema",
+    }
+)
+"""Where each command is. Its module is imported when the command is used: a sandbox needs no database library."""
 
-class BrokerGroup(AppGroup):
-    """The root group: every error of ours ends as a sentence on standard error and exit code 1."""
+
+class BrokerCommands(AppGroup):
+    """The commands, found when they are asked for."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        """Return the names of all commands, ours and those added to the application."""
+        return sorted({*COMMANDS, *super().list_commands(ctx)})
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        """Return a command by name, None when there is no such command."""
+        if cmd_name not in COMMANDS:
+            return super().get_command(ctx, cmd_name)
+        found: click.Command = getattr(import_module(f"{__name__}.{COMMANDS[cmd_name]}"), cmd_name)
+        return found
 
     def invoke(self, ctx: click.Context) -> object:
-        """Run the command."""
+        """Run the command; every error of ours ends as a sentence on standard error and exit code 1."""
         try:
             return super().invoke(ctx)
         except BrokerError as failure:
+            from broker.cli.printing import complain
+
             complain(failure)
             ctx.exit(1)
 
 
-@click.group(cls=BrokerGroup, name="broker")
+@click.group(cls=BrokerCommands, name="broker")
 @click.version_option(__version__, prog_name="broker")
 @click.option(
     "--env-file",
@@ -49,11 +82,6 @@ def _application(env_file: Path | None, log_to: TextIO) -> Flask:
     from broker.app import create_app, read_settings
 
     return create_app(read_settings(env_file), log_to=log_to)
-
-
-for group in (processes, doctor, apps, records, keys, schema):
-    for command in group.COMMANDS:
-        broker.add_command(command)
 
 
 def main() -> None:

@@ -50,6 +50,3 @@ def _show(found: list[AppMatch], *, as_json: bool) -> None:
         click.echo(f"\n{one.key}: {created}{one.sentence}")
         if one.cure:
             click.echo(f"  {one.cure}")
-
-
-COMMANDS = (apps,)

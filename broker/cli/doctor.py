@@ -37,6 +37,3 @@ def doctor(*, as_json: bool) -> None:
             click.echo(f"  {address.title} ({address.app}), {address.what}: {address.address}")
     if report.has_failures:
         raise SystemExit(1)
-
-
-COMMANDS = (doctor,)

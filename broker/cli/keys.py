@@ -30,6 +30,3 @@ def check() -> None:
     if problems:
         raise SystemExit(1)
     click.echo("Every key opens its canary.")
-
-
-COMMANDS = (keys,)

@@ -13,6 +13,9 @@ from broker.errors import BrokerError, SettingsError
 json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON for machines.")
 
 
+until_eof = click.option("--until-eof", is_flag=True, hidden=True, help="Stop when standard input ends.")
+
+
 def complain(failure: BrokerError) -> None:
     """Say on standard error what is wrong and what mends it."""
     if isinstance(failure, SettingsError):

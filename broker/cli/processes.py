@@ -1,15 +1,15 @@
-"""`broker web`, `worker`, `demo` and `sandbox`: the commands that run until they are stopped."""
+"""`broker web` and `broker worker`: the commands that run until they are stopped."""
 
 from __future__ import annotations
 
 import signal
 import threading
-from pathlib import Path
 
 import click
 import structlog
 from flask.cli import ScriptInfo
 
+from broker.cli.printing import until_eof
 from broker.db import require_current_schema
 from broker.lifeline import stop_at_end_of_input
 from broker.services import Services
@@ -18,19 +18,15 @@ DEFAULT_THREADS = 16
 
 log = structlog.get_logger(__name__)
 
-until_eof = click.option("--until-eof", is_flag=True, hidden=True, help="Stop when standard input ends.")
-
 
 @click.command()
 @click.option("--bind", help="HOST:PORT to listen on; 127.0.0.1 and PORT from the settings by default.")
 @click.option("--processes", type=click.IntRange(1, 64), default=1, show_default=True)
 @click.option("--threads", type=click.IntRange(1, 512), default=DEFAULT_THREADS, show_default=True)
-@click.option("--demo", is_flag=True, hidden=True, help="Serve the demo's host page too.")
 @until_eof
 @click.pass_context
-def web(context: click.Context, bind: str | None, processes: int, threads: int, *, demo: bool, until_eof: bool) -> None:
+def web(context: click.Context, bind: str | None, processes: int, threads: int, *, until_eof: bool) -> None:
     """Serve people, hosts and providers."""
-    from broker.app import add_demo
     from broker.server import Server
 
     if until_eof:
@@ -38,8 +34,6 @@ def web(context: click.Context, bind: str | None, processes: int, threads: int, 
     app = context.ensure_object(ScriptInfo).load_app()
     services: Services = app.extensions["broker"]
     _require_ready(services)
-    if demo:
-        add_demo(app, services.settings)
     address = bind or f"127.0.0.1:{services.settings.port}"
     log.info("web.started", bind=address, processes=processes, threads=threads)
     Server(app, bind=address, processes=processes, threads=threads).run()
@@ -76,40 +70,3 @@ def _require_ready(services: Services) -> None:
         for problem in problems:
             click.echo(problem, err=True)
         raise SystemExit(1)
-
-
-@click.command()
-@click.option("--port", type=int, envvar="PORT", default=8000, show_default=True)
-@click.option("--sandbox-port", type=int, envvar="SANDBOX_PORT", default=8100, show_default=True)
-@click.option(
-    "--data-dir", type=click.Path(file_okay=False, path_type=Path), envvar="DATA_DIR", default=Path("instance"),
-    show_default=True,
-)  # fmt: skip
-def demo(port: int, sandbox_port: int, data_dir: Path) -> None:
-    """Start sandbox, broker and worker in one go."""
-    from broker.demo import Demo
-
-    raise SystemExit(Demo(port=port, sandbox_port=sandbox_port, data_dir=data_dir).run(click.echo))
-
-
-@click.command()
-@click.option("--port", type=int, envvar="SANDBOX_PORT", default=8100, show_default=True)
-@click.option(
-    "--data-dir", type=click.Path(file_okay=False, path_type=Path), envvar="DATA_DIR", default=Path("instance"),
-    show_default=True,
-)  # fmt: skip
-@click.option("--print-env", is_flag=True, help="Print the settings that point a broker at this sandbox, and exit.")
-@until_eof
-def sandbox(port: int, data_dir: Path, *, print_env: bool, until_eof: bool) -> None:
-    """Serve stand-ins for Stripe, GitHub and Sequin on this machine."""
-    from broker.sandbox import print_environment, serve
-
-    if print_env:
-        click.echo(print_environment(port, data_dir), nl=False)
-        return
-    if until_eof:
-        stop_at_end_of_input()
-    serve(port, data_dir, announce=click.echo)
-
-
-COMMANDS = (web, worker, demo, sandbox)

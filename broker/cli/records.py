@@ -301,6 +301,3 @@ def retry_jobs(job_id: int | None, *, everything: bool) -> None:
 
 def _times(record: object, *names: str) -> dict[str, str | None]:
     return {name: iso(getattr(record, name)) for name in names}
-
-
-COMMANDS = (apikey, operator, links, connections, jobs)

@@ -30,6 +30,3 @@ def current() -> None:
     with services().database.read() as connection:
         found = schema_revision(connection)
     click.echo(f"The database is at revision {found or 'none'}; this version needs {newest_revision()}.")
-
-
-COMMANDS = (db,)

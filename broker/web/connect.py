@@ -18,7 +18,7 @@ from broker.secret import Secret
 from broker.sessions import SignedIn
 from broker.status import Status
 from broker.web import cookies, services
-from broker.web.outcome import describe, is_being_checked
+from broker.web.outcome import describe
 from broker.web.security import allow_leaving, is_ahead_of_the_person, keep_own_referrer
 
 LOOKS = 24
@@ -112,7 +112,6 @@ def flow(ref: str) -> BaseResponse:
         view=view,
         stage=_stage(page),
         next_look=following,
-        being_checked=is_being_checked(page, now),
         choose_one="choose" in request.args,
     )
     response = make_response(text, view.status)

@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from http import HTTPStatus
+from types import MappingProxyType
 
 import structlog
-from flask import Flask, render_template, request, url_for
+from flask import Flask, current_app, render_template, request, url_for
 from flask_wtf.csrf import CSRFError
 from markupsafe import escape
 from werkzeug.exceptions import HTTPException
 from werkzeug.wrappers import Response
 
-from broker.errors import BrokerError, FlowFailure, Refused
+from broker.errors import BrokerError, FlowFailure, Refused, Verdict
 from broker.web import request_ref, services
 from broker.web.outcome import opening
 
@@ -33,6 +35,14 @@ class Sentence:
     code: str
     heading: str
     advice: str
+
+
+@dataclass(frozen=True)
+class Way:
+    """A way on from the page of a failure."""
+
+    address: str
+    label: str
 
 
 NOT_HERE = Sentence("not_allowed_here", "That cannot be done here", "Go back and use the buttons on the page.")
@@ -57,6 +67,25 @@ STALE_FORM = Sentence(
     "form_expired", "That request was not understood", "This page was open too long. Go back, reload, try again."
 )
 
+PAGES_OF_FORMS: Mapping[str, tuple[str, str]] = MappingProxyType(
+    {
+        "connect.start": ("connect.link", "token"),
+        "connect.open_manage": ("connect.link", "token"),
+        "connect.start_again": ("connect.flow", "ref"),
+        "connect.install": ("connect.flow", "ref"),
+        "connect.choose": ("connect.flow", "ref"),
+        "connect.finish": ("connect.flow", "ref"),
+        "connections.check": ("connections.details", "ref"),
+        "connections.disconnect": ("connections.confirm_disconnect", "ref"),
+        "console.do_sign_in": ("console.show_sign_in", ""),
+        "console.retry_connection": ("console.show_connection", "ref"),
+        "console.disconnect": ("console.confirm_disconnect", "ref"),
+        "demo.connect": ("demo.index", ""),
+        "demo.manage": ("demo.index", ""),
+    }
+)
+"""Which page, known by which part of the address, holds the form that an endpoint answers."""
+
 
 def init_app(app: Flask) -> None:
     """Answer every failure of `app`."""
@@ -75,7 +104,9 @@ def on_broker_error(error: BrokerError) -> Response:
     else:
         log.info("refused", error=error.code, detail=error.detail)
     sentence = Sentence(error.code, _filled(error.heading), _filled(error.advice))
-    response = answer(error.status if error.status >= 400 else 500, sentence, fields=_fields(error))
+    # What has changed meanwhile, and what only needs time, is best looked at where it was asked for.
+    way = _page_before("Open the page again") if error.status in {409, 429} else None
+    response = answer(error.status if error.status >= 400 else 500, sentence, fields=_fields(error), way=way)
     if error.status == 503:
         response.headers["Retry-After"] = str(RETRY_SECONDS)
     elif (wait := getattr(error, "retry_after", None)) is not None:
@@ -87,7 +118,8 @@ def on_no_departure(error: FlowFailure) -> Response:
     """Answer a person who would have left for a provider in vain; why is known and was told to operators already."""
     log.info("refused", error=error.code, detail=error.detail)
     sentence = Sentence(error.code, _filled(error.heading, error.provider), _filled(error.advice, error.provider))
-    response = page(503, sentence, back=_page_before())
+    helps = error.verdict is not Verdict.CONFIGURATION
+    response = page(503, sentence, way=_page_before("Go back and try again" if helps else "Go back"))
     response.headers["Retry-After"] = str(RETRY_SECONDS)
     return response
 
@@ -95,7 +127,7 @@ def on_no_departure(error: FlowFailure) -> Response:
 def on_stale_form(error: CSRFError) -> Response:
     """Answer a form whose CSRF token is missing, wrong or old."""
     log.info("refused", error=STALE_FORM.code, detail=error.description)
-    return answer(400, STALE_FORM)
+    return answer(400, STALE_FORM, way=_page_before("Open the page again"))
 
 
 def on_http_error(error: HTTPException) -> Response:
@@ -116,11 +148,13 @@ def on_surprise(error: Exception) -> Response:
     return answer(500, BROKEN)
 
 
-def answer(status: int, sentence: Sentence, *, fields: dict[str, list[str]] | None = None) -> Response:
+def answer(
+    status: int, sentence: Sentence, *, fields: dict[str, list[str]] | None = None, way: Way | None = None
+) -> Response:
     """Return the answer for a failed request in the form its caller reads."""
     if request.path.startswith(MACHINE_PATHS):
         return problem(status, sentence.code, sentence.heading, sentence.advice, fields=fields)
-    return page(status, sentence)
+    return page(status, sentence, way=way)
 
 
 def problem(status: int, code: str, title: str, detail: str, *, fields: dict[str, list[str]] | None = None) -> Response:
@@ -138,10 +172,17 @@ def problem(status: int, code: str, title: str, detail: str, *, fields: dict[str
     return Response(json.dumps(body), status, content_type="application/problem+json")
 
 
-def page(status: int, sentence: Sentence, *, back: str | None = None) -> Response:
+def page(status: int, sentence: Sentence, *, way: Way | None = None) -> Response:
     """Return the page for a failed request: it needs no database, and no template engine if that is what broke."""
     try:
-        text = render_template("errors/error.html", status=status, error=sentence, ref=request_ref(), back=back)
+        text = render_template(
+            "errors/error.html",
+            status=status,
+            error=sentence,
+            ref=request_ref(),
+            way=way or _home(status),
+            for_operators=_is_console(),
+        )
     except Exception:
         # Whatever is wrong with the templates, the person still gets a sentence.
         log.exception("error_page_failed")
@@ -149,11 +190,29 @@ def page(status: int, sentence: Sentence, *, back: str | None = None) -> Respons
     return Response(text, status, content_type="text/html; charset=utf-8")
 
 
-def _page_before() -> str | None:
-    """Return the page whose form has just been sent, None for forms that are not about leaving."""
-    pages = {"connect.start": ("connect.link", "token"), "connect.start_again": ("connect.flow", "ref")}
-    known, sent = pages.get(request.endpoint or ""), request.view_args or {}
-    return None if known is None else url_for(known[0], **{known[1]: sent[known[1]]})
+def _page_before(label: str) -> Way | None:
+    """Return the page whose form has just been sent, None where nothing was."""
+    page_of, known_by = PAGES_OF_FORMS.get(request.endpoint or "", ("", ""))
+    if not page_of:
+        return None
+    sent = request.view_args or {}
+    return Way(url_for(page_of, **({known_by: sent[known_by]} if known_by else {})), label)
+
+
+def _home(status: int) -> Way | None:
+    """Return the list that a page belongs to; None where nobody knows where the person came from."""
+    if _is_console():
+        return Way(url_for("console.list_connections"), "All connections")
+    # Without a session the list is closed too.
+    return Way(url_for("connections.index"), "See your accounts") if _is_own_page() and status != 401 else None
+
+
+def _is_console() -> bool:
+    return request.path.startswith("/ops/") and "console" in current_app.blueprints
+
+
+def _is_own_page() -> bool:
+    return request.blueprint == "connections"
 
 
 def _plain_page(status: int, sentence: Sentence) -> str:

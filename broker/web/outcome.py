@@ -23,13 +23,18 @@ class Outcome:
     icon: str = "clock"
     # Whether the person waits for something that is about to happen by itself.
     waiting: bool = False
-    # Whether the page looks again by itself; true wherever somebody waits.
-    looks_again: bool = False
+    # Whether everything is done but the first check, which is about to be made.
+    being_checked: bool = False
     # Whether the page offers the same provider once more.
     retry: bool = False
     # Whether the page offers the last step once more.
     finish: bool = False
     status: int = 200
+
+    @property
+    def looks_again(self) -> bool:
+        """Whether the page looks again by itself."""
+        return self.waiting or self.being_checked
 
 
 def describe(page: FlowPage, *, host: str, now: datetime) -> Outcome:
@@ -51,15 +56,6 @@ def describe(page: FlowPage, *, host: str, now: datetime) -> Outcome:
     return _failed(page, host)
 
 
-def is_being_checked(page: FlowPage, now: datetime) -> bool:
-    """Tell whether a connection has just been imported, so that its first check is still to come."""
-    connection = page.connection
-    if page.state is not FlowState.DONE or connection is None or connection.status != "unknown":
-        return False
-    imported_at = connection.hand_off.imported_at
-    return imported_at is not None and now - imported_at < LATE_AFTER
-
-
 def opening(text: str) -> str:
     """Return `text` as it stands at the start of a sentence."""
     return text[:1].upper() + text[1:]
@@ -72,9 +68,9 @@ def _done(page: FlowPage, host: str, now: datetime) -> Outcome:
     if status == "pending":
         if page.ended_at is not None and now - page.ended_at > LATE_AFTER:
             text = "Set-up is taking longer than usual. We keep trying; you do not need to do anything."
-            return Outcome(connected, text, waiting=True, looks_again=True)
+            return Outcome(connected, text, waiting=True)
         text = "We are finishing set-up. This takes a minute or two. You can leave this page."
-        return Outcome(connected, text, waiting=True, looks_again=True)
+        return Outcome(connected, text, waiting=True)
     if status == "import_failed":
         text = (
             "Your permission has arrived and is kept encrypted, but the last step did not work. "
@@ -84,17 +80,25 @@ def _done(page: FlowPage, host: str, now: datetime) -> Outcome:
         return Outcome(f"We could not finish connecting {provider}", text, "warn", "alert", finish=True)
     if status in ("unknown", "ok"):
         text = f"Everything is set up. {opening(host)} can now read what you allowed."
-        return Outcome(connected, text, "ok", "tick", looks_again=is_being_checked(page, now))
+        return Outcome(connected, text, "ok", "tick", being_checked=_is_being_checked(page, now))
     return Outcome(
         f"{provider} was connected", "Its state has changed since. Your accounts show how it is now.", "warn", "info"
     )
+
+
+def _is_being_checked(page: FlowPage, now: datetime) -> bool:
+    """Tell whether a connection has been imported just now, so that its first check is still to come."""
+    if page.connection is None or page.connection.status != "unknown":
+        return False
+    imported_at = page.connection.hand_off.imported_at
+    return imported_at is not None and now - imported_at < LATE_AFTER
 
 
 def _finishing(page: FlowPage, now: datetime) -> Outcome:
     text = f"{page.app.title} has sent you back to us. We are checking its answer; this takes a few seconds."
     if now - page.updated_at > LATE_AFTER:
         text = "This is taking longer than usual. We keep trying; you can leave this page."
-    return Outcome(f"Finishing with {page.app.title}", text, waiting=True, looks_again=True)
+    return Outcome(f"Finishing with {page.app.title}", text, waiting=True)
 
 
 def _held(page: FlowPage, host: str) -> Outcome:

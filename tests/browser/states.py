@@ -74,6 +74,8 @@ class Scene:
         expect(self.page.get_by_role("heading", name=f"{provider} is connected")).to_be_visible()
         if imported:
             expect(self.page.get_by_text("Everything is set up.")).to_be_visible()
+            # The page looks again until the first check was made.
+            expect(self.page.locator(".badge-ok")).to_have_text("Connected")
 
     def sign_in(self) -> None:
         """Sign in as an operator."""
@@ -214,12 +216,13 @@ def done_github(scene: Scene) -> None:
     scene.connect("GitHub")
 
 
-@state("We could not finish setting up Stripe", primary="Back to Acme Analytics")
+@state("We could not finish connecting Stripe", primary="Back to Acme Analytics")
 def done_parked(scene: Scene) -> None:
     scene.fault("sequin.import", fault="status", status=422)
     scene.go(scene.link())
     scene.press("Connect Stripe")
     expect(scene.page.get_by_role("heading", name="We could not finish")).to_be_visible()
+    expect(scene.page.get_by_role("button", name="Try again")).to_be_visible()
 
 
 @state("Stripe is connected")
@@ -259,7 +262,7 @@ def state_unknown(scene: Scene) -> None:
     scene.come_back("stripe", code="ac_0123456789", state="this-was-never-issued-by-anybody-012345678")
 
 
-@state("This Stripe account is already connected", status=409, primary="Try again")
+@state("This Stripe account is already connected", status=409, primary="Try again", error=True)
 def account_taken(scene: Scene) -> None:
     account = "acct_1ContestedAccount"
     scene.answers("allow", account)
@@ -297,7 +300,7 @@ def installation(scene: Scene) -> None:
     scene.go(callbacks[0])
 
 
-@state("Waiting for an owner to approve")
+@state("Waiting for an owner to approve", primary="Continue at GitHub")
 def waiting_for_approval(scene: Scene) -> None:
     _install_page(scene)
     asked = parse_qs(urlsplit(scene.page.url).query)
@@ -309,7 +312,7 @@ def approved_elsewhere(scene: Scene) -> None:
     scene.go("/oauth/github/setup?installation_id=4711&setup_action=install")
 
 
-@state("You cannot connect this GitHub account", status=403, primary="Try again")
+@state("You cannot connect this GitHub account", status=403, primary="Try again", error=True)
 def not_permitted(scene: Scene) -> None:
     scene.answers("allow", "member-max")
     scene.go(scene.link())
@@ -382,7 +385,7 @@ def disconnect(scene: Scene) -> None:
 def disconnected(scene: Scene) -> None:
     disconnect(scene)
     scene.page.get_by_role("button", name=re.compile("^Disconnect")).click()
-    expect(scene.page.locator(".badge").filter(has_text="Disconnected")).to_be_visible()
+    expect(scene.page.get_by_role("status").filter(has_text="disconnected")).to_be_visible()
 
 
 @state("This page has closed", status=401, error=True)
@@ -407,6 +410,7 @@ def form_expired(scene: Scene) -> None:
     scene.go(scene.link())
     scene.page.context.clear_cookies()
     scene.press("Connect Stripe")
+    expect(scene.page.get_by_role("link", name="Open the page again")).to_be_visible()
 
 
 # --- operators ------------------------------------------------------------------------------------------
@@ -456,6 +460,10 @@ def ops_list_no_match(scene: Scene) -> None:
 def ops_list_bad_filter(scene: Scene) -> None:
     scene.sign_in()
     scene.go("/ops/connections?status=wonderful")
+    status = scene.page.get_by_label("Status")
+    expect(status).to_have_attribute("aria-invalid", "true")
+    expect(status).to_have_accessible_description("There is no such status.")
+    expect(scene.page.get_by_text("No connections match")).to_be_hidden()
 
 
 @state("New Account")
@@ -474,6 +482,8 @@ def ops_details_parked(scene: Scene) -> None:
 def ops_details_unknown(scene: Scene) -> None:
     scene.sign_in()
     scene.go("/ops/connections/0000-0000-0000")
+    expect(scene.page.get_by_role("link", name="All connections")).to_be_visible()
+    expect(scene.page.get_by_role("navigation", name="Console")).to_be_visible()
 
 
 def _ops_details(scene: Scene) -> None:
@@ -486,8 +496,10 @@ def _ops_details(scene: Scene) -> None:
 # --- last, since the broker remembers it: who starts soon after is told before leaving --------------------
 
 
-@state("Acme Analytics needs to fix a setting")
+@state("Acme Analytics needs to fix a setting", primary="Back to Acme Analytics")
 def misconfigured(scene: Scene) -> None:
     scene.fault("stripe.token", fault="status", status=401)
     scene.go(scene.link())
     scene.press("Connect Stripe")
+    expect(scene.page.locator(".outcome")).to_contain_text("there is nothing you can do here")
+    expect(scene.page.get_by_role("button", name="Try again")).to_be_hidden()

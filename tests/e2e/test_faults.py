@@ -112,7 +112,7 @@ def test_a_setting_that_is_wrong_holds_the_import_until_it_is_mended(
     page = person.connect(world.link(end_user), "stripe")
     eventually(lambda: status_of(world, end_user) == "import_failed")
 
-    assert "We could not finish setting up Stripe" in person.get(page.url).text
+    assert "We could not finish connecting Stripe" in person.get(page.url).text
     assert world.credentials() == []
     world.end_outage()
     # Nobody has to press anything; and the address it redirected to never saw the token.
@@ -127,7 +127,7 @@ def test_what_sequin_refuses_waits_for_a_person(world: World, person: Person, en
     eventually(lambda: status_of(world, end_user) == "import_failed")
 
     (connection,) = world.connections(end_user)
-    assert "We could not finish setting up Stripe" in person.get(page.url).text
+    assert "We could not finish connecting Stripe" in person.get(page.url).text
     world.end_outage()
     assert len(world.requests_to(*IMPORT)) == 1
 

@@ -220,9 +220,13 @@ class FakeFlowPages:
 
 @dataclass
 class FakeConnections:
-    """Holds a list."""
+    """Holds a list, and records what is asked for again."""
 
     items: list[ConnectionView] = field(default_factory=list)
+    retried: list[tuple[str, Actor]] = field(default_factory=list)
+
+    def retry(self, ref: str, *, actor: Actor) -> None:
+        self.retried.append((ref, actor))
 
     def of_person(self, end_user_id: int, *, link_id: int | None) -> list[ConnectionView]:
         return self.items

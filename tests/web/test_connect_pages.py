@@ -76,6 +76,12 @@ def post(client: FlaskClient, path: str, **fields: str) -> Any:
     return client.post(path, data={"csrf_token": found[1], **fields})
 
 
+def imported(status: Status, *, minutes: int) -> ConnectionView:
+    """Return a connection that Sequin has taken so long ago."""
+    made = connection(status)
+    return replace(made, hand_off=replace(made.hand_off, imported_at=NOW - timedelta(minutes=minutes)))
+
+
 def heading(text: str) -> str:
     found = re.search(r"<h1>(.*?)</h1>", text, re.DOTALL)
     assert found is not None
@@ -271,7 +277,7 @@ def test_set_up_that_takes_long_says_so(browser: FlaskClient, fake: FakeServices
 @pytest.mark.parametrize("status", [Status.OK, Status.UNKNOWN])
 def test_a_finished_connection_leads_back_and_on(browser: FlaskClient, fake: FakeServices, status: Status) -> None:
     fake.flow_pages.changes = {
-        "connection": connection(status),
+        "connection": imported(status, minutes=3),
         "return_url": "https://acme.example/?status=ok&ref=1",
         "link_apps_left": (fake.apps.get("github"),),
     }
@@ -281,11 +287,52 @@ def test_a_finished_connection_leads_back_and_on(browser: FlaskClient, fake: Fak
     assert f'action="{PAGE}/start/github"' in page
     assert ">Connect GitHub</button>" in page
     assert "http-equiv" not in page
+    assert "data-poll" not in page
+
+
+def test_the_page_looks_again_until_the_first_check_is_made(browser: FlaskClient, fake: FakeServices) -> None:
+    fake.flow_pages.changes = {"connection": imported(Status.UNKNOWN, minutes=1)}
+    page = browser.get(PAGE).text
+    assert "Everything is set up." in page
+    assert "Connected · being checked" in page
+    assert "not checked yet" not in page
+    assert "http-equiv" in page
+    assert "data-poll" in page
+    assert "Check again" not in page
+    fake.flow_pages.changes = {"connection": imported(Status.OK, minutes=1)}
+    assert "data-poll" not in browser.get(PAGE).text
+
+
+def test_what_is_special_about_a_provider_is_said_before_its_next_button(
+    browser: FlaskClient, fake: FakeServices
+) -> None:
+    fake.flow_pages.changes = {"app": fake.apps.get("github"), "link_apps_left": (fake.apps.get("stripe"),)}
+    assert "Stripe has no read-only permission" in browser.get(PAGE).text
 
 
 def test_a_parked_import_is_not_called_connected(browser: FlaskClient, fake: FakeServices) -> None:
     fake.flow_pages.changes = {"connection": connection(Status.IMPORT_FAILED)}
-    assert heading(browser.get(PAGE).text) == "We could not finish setting up Stripe"
+    page = browser.get(PAGE).text
+    assert heading(page) == "We could not finish connecting Stripe"
+    assert "Not finished" in page
+    assert "Finishing set-up" not in page
+    assert "Acme Analytics sees this in its list of connections" in page
+
+
+@pytest.mark.parametrize(("status", "asked"), [(Status.IMPORT_FAILED, 1), (Status.PENDING, 0), (Status.OK, 0)])
+def test_the_last_step_is_tried_again_in_the_persons_name(
+    browser: FlaskClient, fake: FakeServices, status: Status, asked: int
+) -> None:
+    fake.flow_pages.changes = {"connection": connection(status)}
+    assert (f'action="{PAGE}/finish"' in browser.get(PAGE).text) is bool(asked)
+    assert post(browser, f"{PAGE}/finish").headers["Location"] == PAGE
+    assert fake.connections.retried == [("9QD2-7F3K-M4TX", Actor("end_user", "jo-lind"))] * asked
+
+
+def test_another_browser_does_not_try_it_again(client: FlaskClient, fake: FakeServices) -> None:
+    fake.flow_pages.changes = {"connection": connection(Status.IMPORT_FAILED)}
+    assert post(client, f"{PAGE}/finish").status_code == 404
+    assert fake.connections.retried == []
 
 
 def test_a_test_account_says_so(browser: FlaskClient, fake: FakeServices) -> None:
@@ -306,7 +353,8 @@ def test_every_failure_has_a_sentence_and_its_status(
     )
     assert "{" not in answer.text
     assert FLOW in answer.text
-    assert ">Try again</button>" in answer.text
+    assert (">Try again</button>" in answer.text) is (failure.verdict is not errors.Verdict.CONFIGURATION)
+    assert ("<title>Error: " in answer.text) is (failure.status >= 400)
 
 
 @pytest.mark.parametrize("state", [FlowState.EXPIRED, FlowState.INTERRUPTED])
@@ -336,6 +384,8 @@ def test_a_held_flow_offers_the_way_on(
     assert heading(page) == words
     assert f'action="{form}"' in page
     assert "<b>" not in page
+    assert "button-primary" in page
+    assert ("personal account" in page) is ("organisation" in page) is (hold is Hold.CHOICE)
 
 
 @pytest.mark.parametrize("state", [FlowState.LEFT, FlowState.REDEEMING])
@@ -361,6 +411,27 @@ def test_choosing_nothing_asks_again(browser: FlaskClient, fake: FakeServices) -
     assert answer.status_code == 303
     assert "Choose one of the accounts." in browser.get(answer.headers["Location"]).text
     assert fake.flows.calls == []
+
+
+@pytest.mark.parametrize(
+    ("failure", "way"),
+    [(errors.FlowEnded(), True), (errors.TooManyFlows(), True), (errors.LinkExpired(), False)],
+)
+def test_a_refused_step_leads_back_where_that_helps(
+    browser: FlaskClient, fake: FakeServices, failure: errors.Refused, way: bool
+) -> None:
+    fake.flows.failure = failure
+    answer = post(browser, f"{PAGE}/install")
+    assert answer.status_code == failure.status
+    assert (f'href="{PAGE}">Open the page again</a>' in answer.text) is way
+
+
+def test_a_stale_form_leads_back_to_its_page(browser: FlaskClient) -> None:
+    for form, page in ((f"{LINK}/start/stripe", LINK), (f"{PAGE}/choose", PAGE), ("/demo/manage", "/demo/")):
+        answer = browser.post(form)
+        assert answer.status_code == 400
+        assert f'href="{page}">Open the page again</a>' in answer.text
+    assert "Open the page again" not in browser.post("/sign-out").text
 
 
 # --- the session that follows -------------------------------------------------------------------------
@@ -415,6 +486,7 @@ def test_accounts_need_a_session(client: FlaskClient) -> None:
         answer = client.get(path)
         assert answer.status_code == 401
         assert "Go back to Acme Analytics to open it again." in answer.text
+        assert "See your accounts" not in answer.text
 
 
 def test_accounts_show_their_status_in_words(client: FlaskClient, fake: FakeServices) -> None:
@@ -428,7 +500,9 @@ def test_accounts_show_their_status_in_words(client: FlaskClient, fake: FakeServ
     assert "Connected · not checked yet" in page
     assert "<time datetime=" in page
     assert "Lind Ceramics" in client.get("/connections/9QD2-7F3K-M4TX").text
-    assert client.get("/connections/ZZZZ-ZZZZ-ZZZZ").status_code == 404
+    unknown = client.get("/connections/ZZZZ-ZZZZ-ZZZZ")
+    assert unknown.status_code == 404
+    assert 'href="/connections">See your accounts</a>' in unknown.text
 
 
 MINE = "/connections/9QD2-7F3K-M4TX"

@@ -315,6 +315,31 @@ def test_a_bad_filter_is_a_page_and_not_a_crash(app: Flask, operators: Operators
     assert signed_in(app, operators).get(f"/ops/connections?{query}&provider=stripe").status_code == status
 
 
+@pytest.mark.parametrize(("name", "sentence"), [("status", "There is no such status."), ("mode", "test or live.")])
+def test_a_bad_filter_is_told_at_its_field(app: Flask, operators: Operators, name: str, sentence: str) -> None:
+    page = text_of(signed_in(app, operators).get(f"/ops/connections?{name}=nope&provider=stripe"))
+    assert f'<a href="#{name}">' in page
+    assert f'name="{name}" aria-invalid="true" aria-describedby="{name}-wrong"' in page
+    assert page.count("aria-invalid") == 1
+    assert page.count(sentence) == 2
+    assert '<option value="stripe" selected>' in page
+    assert "No connections match" not in page
+
+
+def test_errors_keep_the_consoles_header_and_lead_to_the_list(app: Flask, operators: Operators) -> None:
+    client = signed_in(app, operators, Role.VIEWER)
+    for path, status in (("connections/NOPE", 404), ("connections/NOPE/disconnect", 403), ("connections?after=NOPE", 400)):
+        answer = client.get(f"/ops/{path}")
+        assert answer.status_code == status
+        assert "viewer@example.com (viewer)" in text_of(answer)
+        assert 'href="/ops/connections">All connections</a>' in text_of(answer)
+    stranger = app.test_client().get("/ops/nowhere")
+    assert stranger.status_code == 404
+    assert "Console" not in text_of(stranger)
+    stale = client.post("/ops/sign-in")
+    assert 'href="/ops/sign-in">Open the page again</a>' in text_of(stale)
+
+
 # --- a connection's page ----------------------------------------------------------------------------
 
 

@@ -78,13 +78,14 @@ def test_who_would_leave_in_vain_stays_here_and_can_go_back(app: Flask, house: H
     assert answer.status_code == 503
     assert int(answer.headers["Retry-After"]) > 0
     assert "needs to fix a setting before you can connect" in text
-    assert f'href="{path}"' in text
+    assert f'href="{path}">Go back</a>' in text
     assert house.value(Flow.__table__.select().with_only_columns(Flow.id)) is None
     circuits.succeeded(app_circuit("stripe"))
     for _ in range(5):
         circuits.failed(app_circuit("stripe"), SequinUnavailable("503"))
     text = text_of(client.post(f"{path}/start/stripe", data={"csrf_token": token}))
     assert "Stripe is not responding" in text
+    assert f'href="{path}">Go back and try again</a>' in text
     circuits.succeeded(app_circuit("stripe"))
     assert client.post(f"{path}/start/stripe", data={"csrf_token": token}).status_code == 303
 
