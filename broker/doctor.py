@@ -233,7 +233,7 @@ class Doctor:
             yield Check("public_url", State.FAIL, f"{url} is not https.", "Set BROKER_PUBLIC_URL to an https address.")
         elif seen is not None and seen.is_forwarded and not self._settings.trusted_proxies:
             fix = (
-                "Behind a proxy? Set BROKER_TRUSTED_PROXIES=1, so that people's addresses are counted and not its own."
+                "Behind a proxy? Set BROKER_TRUSTED_PROXIES=1, so that people’s addresses are counted and not its own."
             )
             yield Check("public_url", State.WARN, "A proxy stands in front, and none is trusted.", fix)
         elif seen is not None and seen.origin != url:
@@ -242,7 +242,7 @@ class Doctor:
                 "public_url", State.WARN, sentence, f"Providers send people to {url}. Correct it if it is wrong."
             )
         else:
-            same = ", the same as this page's address" if seen is not None else ""
+            same = ", the same as this page’s address" if seen is not None else ""
             cookies = (
                 "cookies are Secure" if self._settings.secure_cookies else "cookies without Secure, for development"
             )
@@ -324,7 +324,7 @@ class Doctor:
                 "client",
                 State.FAIL,
                 "Client id or secret is missing.",
-                "Set both from the provider's console.",
+                "Set both from the provider’s console.",
                 app.key,
             )
         else:
@@ -397,7 +397,7 @@ class Doctor:
                 continue
             if abs(ahead) > MOST_SKEW:
                 sentence = (
-                    f"This machine's clock differs by {abs(ahead).total_seconds():.0f} seconds from that of {name}."
+                    f"This machine’s clock differs by {abs(ahead).total_seconds():.0f} seconds from that of {name}."
                 )
                 yield Check("clock", State.FAIL, sentence, "Keep the time with NTP on every machine.")
                 return

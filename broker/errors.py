@@ -166,7 +166,7 @@ class ClientRefused(OAuthFailure):
 
     code = "client_refused"
     verdict = Verdict.CONFIGURATION
-    cure = "Compare this OAuth app's client id and secret with the provider's console."
+    cure = "Compare this OAuth app’s client id and secret with the provider’s console."
 
 
 class OAuthUnavailable(OAuthFailure):
@@ -225,7 +225,7 @@ class SequinRefused(SequinError):
 
     code = "sequin_refused"
     verdict = Verdict.CONFIGURATION
-    cure = "Read the field named in the detail; correct the OAuth app or the provider's configuration, then retry."
+    cure = "Read the field named in the detail; correct the OAuth app or the provider’s configuration, then retry."
 
     def __init__(self, detail: str = "", fields: dict[str, list[str]] | None = None) -> None:
         self.fields = fields or {}
@@ -318,7 +318,7 @@ class IssuerMismatch(CallbackInvalid):
     """`iss` is not the registered issuer (RFC 9207): the answer comes from somebody else."""
 
     code = "issuer_mismatch"
-    cure = "If many people report it, compare the provider's issuer with the one in its entry."
+    cure = "If many people report it, compare the provider’s issuer with the one in its entry."
 
 
 class PrefetchRefused(Refused):
@@ -380,7 +380,7 @@ class ProviderFailed(FlowFailure):
     code = "provider_failed"
     heading = "{provider} could not complete the connection"
     advice = "Nothing was shared. You can try again."
-    cure = "Look the provider's error code up in its documentation."
+    cure = "Look the provider’s error code up in its documentation."
 
 
 class ProviderMisconfigured(FlowFailure):
@@ -390,7 +390,7 @@ class ProviderMisconfigured(FlowFailure):
     verdict = Verdict.CONFIGURATION
     heading = "{host} needs to fix a setting before you can connect"
     advice = "Nothing was shared, and there is nothing you can do here. Please tell {host}."
-    cure = "Compare the client id, client secret and callback address with the provider's console."
+    cure = "Compare the client id, client secret and callback address with the provider’s console."
 
 
 class ProviderDown(FlowFailure):
@@ -418,7 +418,7 @@ class ExchangeAmbiguous(FlowFailure):
     status = 502
     heading = "The connection was interrupted"
     advice = "{provider} did not answer in full, so we kept nothing. Start again."
-    cure = "Nothing to do: the person starts again. If it lasts, look at the provider's status page."
+    cure = "Nothing to do: the person starts again. If it lasts, look at the provider’s status page."
 
 
 class GrantUnusable(FlowFailure):
@@ -428,7 +428,7 @@ class GrantUnusable(FlowFailure):
     verdict = Verdict.CONFIGURATION
     heading = "{provider} could not complete the connection"
     advice = "What {provider} sent us cannot be used. Nothing was kept. Please tell {host}."
-    cure = "Read the detail; the provider's registration may be of another kind than configured."
+    cure = "Read the detail; the provider’s registration may be of another kind than configured."
 
 
 class AccountTaken(FlowFailure):
@@ -458,7 +458,7 @@ class AccountNotPermitted(FlowFailure):
     status = 403
     heading = "You cannot connect this {provider} account"
     advice = "Only an owner of the account can connect it. Ask an owner, or choose another account."
-    cure = "Nothing to do; `org_proof` in this OAuth app's configuration says what counts as proof."
+    cure = "Nothing to do; `org_proof` in this OAuth app’s configuration says what counts as proof."
 
 
 class AccountSuspended(FlowFailure):

@@ -169,7 +169,7 @@ _SAME = "has the same client id; the secret cannot be compared."
 def _found(app: OfferedApp, found: list[SequinOAuthApp], known: list[SequinOAuthApp]) -> tuple[MatchState, str, str]:
     ours, theirs = app.config.client_id, app.provider.sequin_provider
     if len(found) == 1:
-        return MatchState.MATCHED, f"Sequin's OAuth app {found[0].name or found[0].id} {_SAME}", ""
+        return MatchState.MATCHED, f"Sequin’s OAuth app {found[0].name or found[0].id} {_SAME}", ""
     if found:
         ids = ", ".join(sorted(each.id for each in found))
         sentence = f"Sequin has {len(found)} OAuth apps for {theirs} with the client id {ours}: {ids}."
@@ -181,7 +181,7 @@ def _found(app: OfferedApp, found: list[SequinOAuthApp], known: list[SequinOAuth
     return (
         MatchState.MISSING,
         sentence,
-        "Register it with exactly this client id and secret: run `broker apps sync --create`, or use Sequin's console.",
+        "Register it with exactly this client id and secret: run `broker apps sync --create`, or use Sequin’s console.",
     )
 
 
@@ -195,7 +195,7 @@ def _pinned(app: OfferedApp, pinned: str, one: SequinOAuthApp | None) -> tuple[M
             f"this broker uses {app.config.client_id}. Imports would be accepted and then stop working."
         )
         return MatchState.PINNED_MISMATCH, sentence, mend
-    return MatchState.PINNED, f"Sequin's OAuth app {one.name or one.id}, which is pinned, {_SAME}", ""
+    return MatchState.PINNED, f"Sequin’s OAuth app {one.name or one.id}, which is pinned, {_SAME}", ""
 
 
 def _pin(app: OfferedApp) -> str:

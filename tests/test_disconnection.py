@@ -359,7 +359,7 @@ def test_without_a_token_there_is_nothing_to_end_at_github_and_the_installation_
     github_shown(bench)
     ref = connected(bench, "github")
     assert row(bench).grant_sealed is None
-    assert ending(bench).effect(ref).stays == "the app's installation"
+    assert ending(bench).effect(ref).stays == "the app’s installation"
     end(bench)
     work(bench)
     assert (row(bench).revocation, row(bench).removal) == (CleanUp.NOT_NEEDED, CleanUp.DONE)

@@ -240,7 +240,7 @@ def test_a_missing_key_and_an_unused_one_are_told_apart(bench: Bench) -> None:
 @pytest.mark.parametrize(
     ("seen", "state", "says"),
     [
-        (Seen("http://localhost:8000", is_forwarded=False), State.PASS, "the same as this page's address"),
+        (Seen("http://localhost:8000", is_forwarded=False), State.PASS, "the same as this page’s address"),
         (Seen("http://10.0.0.5:8000", is_forwarded=False), State.WARN, "You opened http://10.0.0.5:8000"),
         (Seen("http://localhost:8000", is_forwarded=True), State.WARN, "proxy"),
     ],

@@ -43,7 +43,7 @@ class ProviderRefused(BrokerError):
 
     code = "provider_refused"
     verdict = Verdict.CONFIGURATION
-    cure = "Give the OAuth app the permission named in the detail, at the provider's console."
+    cure = "Give the OAuth app the permission named in the detail, at the provider’s console."
 
 
 class RevocationRefused(BrokerError):
@@ -51,7 +51,7 @@ class RevocationRefused(BrokerError):
 
     code = "revocation_refused"
     verdict = Verdict.PERSON
-    cure = "Tell the person to remove the access on the provider's own page."
+    cure = "Tell the person to remove the access on the provider’s own page."
 
 
 class GrantIncomplete(BrokerError):

@@ -252,7 +252,7 @@ def _require_gone(answer: Answer, *, what: str) -> None:
 
 def stays(app: OAuthApp) -> str:
     """Return what a disconnect leaves at GitHub."""
-    return "" if _options(app).uninstall_on_disconnect else "the app's installation"
+    return "" if _options(app).uninstall_on_disconnect else "the app’s installation"
 
 
 def manage_url(app: OAuthApp, account: Account) -> str:
@@ -269,19 +269,19 @@ def diagnose(app: OAuthApp, call: Call, now: datetime) -> Iterator[Finding]:
     if app.scopes:
         yield Finding("scopes", "warn", "GitHub Apps ignore scopes.", "Remove them; set permissions in the App.")
     else:
-        yield Finding("scopes", "pass", "Permissions come from the GitHub App's registration.")
+        yield Finding("scopes", "pass", "Permissions come from the GitHub App’s registration.")
     try:
         signed = app_jwt(app, now)
     except ProviderRefused:
-        mend = "Download a private key from the App's settings and give the whole PEM file."
+        mend = "Download a private key from the App’s settings and give the whole PEM file."
         yield Finding("private_key", "fail", "The private key cannot be read.", mend)
         yield Finding("registration", "skip", "GitHub can be asked only with the private key.")
         return
     yield Finding("private_key", "pass", "The private key can be read.")
     answer = call("GET", f"{_options(app).api_url}/app", bearer=signed, headers=API_VERSION)
     if answer.status in (401, 404):
-        mend = "Compare client id and private key with the App's settings, and this machine's clock with the time."
-        yield Finding("registration", "fail", "GitHub does not accept the App's signature.", mend)
+        mend = "Compare client id and private key with the App’s settings, and this machine’s clock with the time."
+        yield Finding("registration", "fail", "GitHub does not accept the App’s signature.", mend)
         return
     yield from _compare_registration(app, read_object(answer, what="GET /app"))
 
@@ -292,7 +292,7 @@ def _compare_registration(app: OAuthApp, shown: Mapping[str, Any]) -> Iterator[F
     wrong = [f"{name} {clean(str(shown.get(name)))}, not {value}" for name, value in ours.items() if name in shown
              and shown[name] != value]  # fmt: skip
     if wrong:
-        mend = "Copy app id, slug and client id from the same App's settings page."
+        mend = "Copy app id, slug and client id from the same App’s settings page."
         yield Finding("registration", "fail", f"GitHub knows this App with {'; '.join(wrong)}.", mend)
     else:
         yield Finding("registration", "pass", f"GitHub knows the App {options.app_slug} with the id {options.app_id}.")

@@ -109,7 +109,7 @@ def properties(app: OAuthApp, account: Account, grant: Grant | None) -> dict[str
         raise GrantIncomplete("the token was erased after its import was verified: the person has to reconnect")
     if grant.access_token is None:
         raise GrantIncomplete(
-            "Stripe's answer held no access token: this platform's Connect OAuth no longer issues them. "
+            "Stripe’s answer held no access token: this platform’s Connect OAuth no longer issues them. "
             "Register a Stripe App and use the provider stripe_app"
         )
     content: dict[str, object] = {
@@ -174,7 +174,7 @@ def diagnose(app: OAuthApp, call: Call, now: datetime) -> Iterator[Finding]:
         yield Finding("scopes", "pass", f"Asks for {', '.join(app.scopes or PROVIDER.default_scopes)}.")
     answer = call("GET", f"{_options(app).api_url}/v1/account", bearer=app.client_secrets[0])
     if answer.status == 401:
-        mend = "Copy the secret key of the platform account from Stripe's dashboard, Developers, API keys."
+        mend = "Copy the secret key of the platform account from Stripe’s dashboard, Developers, API keys."
         yield Finding("credentials", "fail", "Stripe does not accept the client secret.", mend)
     elif answer.status == 429 or answer.status >= 500:
         yield Finding("credentials", "warn", f"Stripe could not be asked: HTTP {answer.status}.", "Try again later.")
@@ -186,11 +186,11 @@ def diagnose(app: OAuthApp, call: Call, now: datetime) -> Iterator[Finding]:
 def _key_mode(app: OAuthApp) -> Finding:
     key = app.client_secrets[0].reveal()
     if not key.startswith(("sk_", "rk_")):
-        mend = "The client secret is the platform's secret key; it begins with sk_live_ or sk_test_."
-        return Finding("mode", "fail", "The client secret is not a secret key of Stripe's.", mend)
+        mend = "The client secret is the platform’s secret key; it begins with sk_live_ or sk_test_."
+        return Finding("mode", "fail", "The client secret is not a secret key of Stripe’s.", mend)
     if "_live_" in key[:8]:
         if "test" in app.key:
-            mend = "Use the test mode's client id together with the test mode's secret key, or rename the OAuth app."
+            mend = "Use the test mode’s client id together with the test mode’s secret key, or rename the OAuth app."
             return Finding("mode", "warn", "Live secret key in an OAuth app that is called test.", mend)
         return Finding("mode", "pass", "Live keys.")
     return Finding("mode", "pass", "Test keys: real data will not appear.")
@@ -210,7 +210,7 @@ PROVIDER = Provider(
     reads=("payments", "customers", "invoices and subscriptions", "balance and payouts"),
     never="see your password",
     caveat="Stripe has no read-only permission for this kind of connection: what you allow also covers changes.",
-    no_pkce_because="Connect's reference documents no code_challenge; its code is single-use and lives 5 minutes",
+    no_pkce_because="Connect’s reference documents no code_challenge; its code is single-use and lives 5 minutes",
     requires_access_token=False,
     manage_url=manage_url,
     diagnose=diagnose,

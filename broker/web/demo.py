@@ -9,6 +9,7 @@ from __future__ import annotations
 from flask import Blueprint, redirect, render_template, request, url_for
 from werkzeug.wrappers import Response
 
+from broker.apps import OfferedApp
 from broker.connections import ConnectionFilters
 from broker.links import LinkRequest
 from broker.status import Status
@@ -37,7 +38,7 @@ def index() -> str:
         "demo/index.html",
         host=HOST,
         person={"id": PERSON_ID, "name": PERSON_NAME, "email": PERSON_EMAIL},
-        apps=list(services().apps),
+        apps=_offered(),
         connections=page.items,
         stage="/".join(f"{connection.ref}:{connection.status}" for connection in page.items),
         next_look=url_for("demo.index", n=looks + 1) if moving and 0 <= looks < LOOKS else None,
@@ -57,12 +58,18 @@ def manage() -> Response:
     return _send(manage=True)
 
 
+def _offered() -> list[OfferedApp]:
+    """Return every app, GitHub's last: its installation page makes its way the longest."""
+    return sorted(services().apps, key=lambda app: app.provider.name == "github")
+
+
 def _send(*, manage: bool = False) -> Response:
     settings = services().settings
     wanted = LinkRequest(
         end_user_id=PERSON_ID,
         name=PERSON_NAME,
         email=PERSON_EMAIL,
+        apps=tuple(app.key for app in _offered()) or None,
         # The demo lists its own origin; elsewhere the page does without the way back.
         return_url=f"{settings.public_url}/demo/" if settings.public_url in settings.return_origins else None,
         manage=manage,

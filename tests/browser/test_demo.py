@@ -194,6 +194,9 @@ def test_the_demos_page_has_one_way_to_begin(used_demo: RunningDemo, context: Br
     expect(buttons).to_have_count(1)
     expect(buttons).to_have_class(re.compile("button-primary"))
     expect(buttons).to_have_text("Connect accounts")
+    buttons.click()
+    # The shortest way stands first.
+    expect(buttons).to_have_text(["Connect Stripe", "Connect GitHub"])
     assert watch.said() == []
 
 

@@ -15,7 +15,7 @@ from werkzeug.test import TestResponse
 
 from broker.apikeys import ApiKeys, Scope
 from broker.app import create_app
-from broker.models import ImportState, Link
+from broker.models import ImportState, Job, Link
 from broker.web.api import SCOPES, limiter_key
 from tests.house import House, make_settings, open_house
 
@@ -395,3 +395,10 @@ def test_an_ended_connection_is_not_retried(house: House, client: FlaskClient, k
 def test_what_is_not_here_reads_as_a_problem_too(client: FlaskClient, key: dict[str, str]) -> None:
     problem(client.get("/api/v1/nothing", headers=key), 404, "not_found")
     problem(client.put("/api/v1/apps", headers=key), 405, "not_allowed_here")
+
+
+def test_a_check_is_asked_for_and_answered_at_once(client: FlaskClient, house: House, key: dict[str, str]) -> None:
+    ref = house.connection(house.end_user("jo"))
+    answer = client.post(f"/api/v1/connections/{ref}/check", headers=key)
+    assert (answer.status_code, answer.json) == (202, {"ref": ref})
+    assert house.value(sa.select(Job.kind)) == "verify"

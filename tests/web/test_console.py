@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import sqlalchemy as sa
 from flask import Flask
 from flask.testing import FlaskClient
 from werkzeug.test import TestResponse
@@ -328,7 +329,11 @@ def test_a_bad_filter_is_told_at_its_field(app: Flask, operators: Operators, nam
 
 def test_errors_keep_the_consoles_header_and_lead_to_the_list(app: Flask, operators: Operators) -> None:
     client = signed_in(app, operators, Role.VIEWER)
-    for path, status in (("connections/NOPE", 404), ("connections/NOPE/disconnect", 403), ("connections?after=NOPE", 400)):
+    for path, status in (
+        ("connections/NOPE", 404),
+        ("connections/NOPE/disconnect", 403),
+        ("connections?after=NOPE", 400),
+    ):
         answer = client.get(f"/ops/{path}")
         assert answer.status_code == status
         assert "viewer@example.com (viewer)" in text_of(answer)
@@ -373,6 +378,16 @@ def test_retrying_says_so_and_is_recorded_under_the_operators_name(
     assert "Asked for the import again." in after
     assert "Import pending" in after
     assert ("operator", "operator@example.com", "connection.retry", ref) in house.audited()
+
+
+def test_a_check_can_be_asked_for_here(app: Flask, house: House, operators: Operators) -> None:
+    client, ref = signed_in(app, operators), house.connection(house.end_user("jo"))
+    page = client.get(f"/ops/connections/{ref}")
+    assert "Check now" in text_of(page)
+    answer = client.post(f"/ops/connections/{ref}/check", data={"csrf_token": csrf_of(page)})
+    assert answer.status_code == 303
+    assert "Asked for a check." in text_of(client.get(answer.headers["Location"]))
+    assert house.value(sa.select(Job.kind)) == "verify"
 
 
 def test_a_viewer_sees_everything_but_the_buttons(app: Flask, house: House, operators: Operators) -> None:

@@ -11,6 +11,8 @@ from flask.testing import FlaskClient
 from broker.status import Status
 from tests.web.fakes import TOKEN, FakeServices, application, connection, services, settings
 
+BOTH = ("stripe", "github")
+
 
 @pytest.fixture
 def fake() -> FakeServices:
@@ -43,7 +45,7 @@ def test_connecting_makes_a_link_for_that_person_and_leads_there(client: FlaskCl
     assert (answer.status_code, answer.headers["Location"]) == (303, f"http://localhost:8000/connect/{TOKEN}")
     (request,) = fake.links.created
     assert (request.end_user_id, request.name, request.email) == ("jo-lind", "Jo Lind", "jo@example.com")
-    assert (request.apps, request.return_url, request.manage) == (None, "http://localhost:8000/demo/", False)
+    assert (request.apps, request.return_url, request.manage) == (BOTH, "http://localhost:8000/demo/", False)
 
 
 def test_managing_asks_for_the_whole_page(client: FlaskClient, fake: FakeServices) -> None:

@@ -21,6 +21,7 @@ blueprint.add_url_rule("/sign-out", view_func=sign_in.do_sign_out, methods=["POS
 blueprint.add_url_rule("/", view_func=connections.home, methods=["GET"])
 blueprint.add_url_rule("/connections", view_func=connections.list_connections, methods=["GET"])
 blueprint.add_url_rule("/connections/<ref>", view_func=connections.show_connection, methods=["GET"])
+blueprint.add_url_rule("/connections/<ref>/check", view_func=connections.check_connection, methods=["POST"])
 blueprint.add_url_rule("/connections/<ref>/retry", view_func=connections.retry_connection, methods=["POST"])
 blueprint.add_url_rule("/connections/<ref>/disconnect", view_func=connections.confirm_disconnect, methods=["GET"])
 blueprint.add_url_rule("/connections/<ref>/disconnect", view_func=connections.disconnect, methods=["POST"])
@@ -36,6 +37,7 @@ ROLES: Mapping[str, Role] = MappingProxyType(
         "console.list_connections": Role.VIEWER,
         "console.show_connection": Role.VIEWER,
         "console.show_providers": Role.VIEWER,
+        "console.check_connection": Role.OPERATOR,
         "console.retry_connection": Role.OPERATOR,
         "console.confirm_disconnect": Role.OPERATOR,
         "console.disconnect": Role.OPERATOR,

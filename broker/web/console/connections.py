@@ -45,7 +45,18 @@ def list_connections() -> Response:
 def show_connection(ref: str) -> str:
     """Show one connection: its facts, how far it has come, and what to do about it."""
     connection = services().connections.find(ref)
-    return render_template("console/connection.html", connection=connection, done=request.args.get("done", ""))
+    return render_template(
+        "console/connection.html",
+        connection=connection,
+        timeline=services().timeline.of_connection(ref),
+        done=request.args.get("done", ""),
+    )
+
+
+def check_connection(ref: str) -> Response:
+    """Ask for a check now."""
+    services().connections.check(ref)
+    return redirect(url_for("console.show_connection", ref=ref, done="check"), 303)
 
 
 def retry_connection(ref: str) -> Response:
