@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TextIO
 
 import structlog
-from flask import Flask
+from flask import Flask, redirect, url_for
 from flask_migrate import Migrate
 
 from broker import __version__, logs
@@ -20,7 +20,7 @@ from broker.circuits import SEQUIN, Circuits
 from broker.cli import BrokerCommands
 from broker.clock import Clock, SystemClock
 from broker.connections import Connections
-from broker.db import Database, db, engine_options, migrations_path, prepare
+from broker.db import Database, db, engine_options, keep_private, migrations_path, prepare
 from broker.delivery import Deliveries
 from broker.disconnection import Disconnections
 from broker.doctor import Doctor
@@ -85,13 +85,15 @@ def add_demo(app: Flask, settings: Settings) -> None:
         from broker.web.demo import blueprint
 
         app.register_blueprint(blueprint)
+        app.add_url_rule("/", view_func=lambda: redirect(url_for("demo.index"), 302))
 
 
 def connect_database(app: Flask, settings: Settings, clock: Clock) -> Database:
     """Bind the application to its database; nothing is opened yet."""
     app.config["SQLALCHEMY_DATABASE_URI"] = settings.database_url
     app.config["SQLALCHEMY_ENGINE_OPTIONS"] = engine_options(settings.database_url)
-    settings.data_dir.mkdir(parents=True, exist_ok=True)
+    settings.data_dir.mkdir(parents=True, exist_ok=True, mode=0o700)
+    keep_private(settings.database_url)
     db.init_app(app)
     Migrate(app, db, directory=str(migrations_path()))
     with app.app_context():

@@ -5,6 +5,7 @@ RFC 6749 section 4.1.2 (answer), 4.1.2.1 (error), RFC 9207 (iss).
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from urllib.parse import parse_qsl
 
@@ -16,6 +17,10 @@ MOST_BYTES = 8_192
 MOST_FIELDS = 20
 LONGEST = {"state": 512, "code": 4_096, "error": 200, "error_description": 2_000, "iss": 500}
 LONGEST_OTHER = 2_000
+VISIBLE_ONLY = ("state", "code")
+"""RFC 6749 appendix A: these consist of printable ASCII."""
+
+_BROKEN_ESCAPE = re.compile(rb"%(?![0-9A-Fa-f]{2})")
 
 
 @dataclass(frozen=True)
@@ -73,6 +78,8 @@ def parse_setup(query: bytes) -> SetupAnswer:
 def _parameters(query: bytes) -> dict[str, str]:
     if len(query) > MOST_BYTES:
         raise CallbackInvalid("query too long")
+    if _BROKEN_ESCAPE.search(query):
+        raise CallbackInvalid("a broken percent escape")
     try:
         pairs = parse_qsl(
             query.decode("ascii"),
@@ -86,8 +93,12 @@ def _parameters(query: bytes) -> dict[str, str]:
         raise CallbackInvalid("not a proper query string") from None
     found: dict[str, str] = {}
     for name, value in pairs:
+        if not name:
+            raise CallbackInvalid("a parameter has no name")
         if name in found:
             raise CallbackInvalid("a parameter is given twice")
+        if name in VISIBLE_ONLY and not (value.isascii() and value.isprintable()):
+            raise CallbackInvalid("a parameter holds characters that it cannot have")
         if len(value) > LONGEST.get(name, LONGEST_OTHER) or "\x00" in value:
             raise CallbackInvalid("a parameter is too long or not text")
         found[name] = value

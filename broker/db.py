@@ -6,6 +6,7 @@ SQLite and PostgreSQL run the same code. Work is done in two kinds of unit: `Dat
 
 from __future__ import annotations
 
+import os
 import sqlite3
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -105,10 +106,20 @@ def table(model: type[Base]) -> sa.Table:
 def engine_options(url: str) -> dict[str, Any]:
     """Return the engine options that `url`'s database needs."""
     # Errors quote statements with their parameters otherwise, and those hold people's data.
-    options: dict[str, Any] = {"pool_size": 20, "max_overflow": 10, "hide_parameters": True}
+    options: dict[str, Any] = {"pool_size": 20, "hide_parameters": True}
     if url.startswith("sqlite"):
         return options | {"connect_args": {"timeout": SQLITE_BUSY_MS / 1000, "check_same_thread": False}}
-    return options | {"pool_pre_ping": True, "connect_args": {"connect_timeout": 5}}
+    return options | {"max_overflow": 10, "pool_pre_ping": True, "connect_args": {"connect_timeout": 5}}
+
+
+def keep_private(url: str) -> None:
+    """Make sure that an embedded database's file, and what SQLite puts beside it, is its owner's alone."""
+    if not url.startswith("sqlite:///"):
+        return
+    path = Path(url.removeprefix("sqlite:///"))
+    path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+    if not path.exists():
+        os.close(os.open(path, os.O_CREAT | os.O_WRONLY, 0o600))
 
 
 def prepare(engine: Engine) -> None:
@@ -244,6 +255,7 @@ def upgrade(url: str) -> None:
     from alembic import command
     from alembic.config import Config
 
+    keep_private(url)
     config = Config()
     config.set_main_option("script_location", str(migrations_path()))
     config.attributes["url"] = url

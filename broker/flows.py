@@ -151,8 +151,7 @@ class Flows:
         or OtherBrowser, having changed nothing, and DatabaseUnavailable.
         """
         app = self._apps.get(app_key)
-        issuer = app.provider.profile(app.config).issuer
-        if answer.issuer is not None and issuer is not None and answer.issuer != issuer:
+        if answer.issuer is not None and answer.issuer != app.provider.profile(app.config).issuer:
             raise IssuerMismatch
         step = self._journal.consume(app, HopKind.AUTHORIZE, answer.state, browser)
         if isinstance(step, Reload):
@@ -225,11 +224,14 @@ class Flows:
         self._reopen(step, self._apps.get(flow.app_key), Wish(account_id=account_id))
 
     def install_again(self, flow_ref: str, browser: Browser | None) -> str:
-        """Return the provider's installation page for a flow that waits for it. Raises FlowUnknown or FlowEnded."""
+        """Return the provider's installation page for a flow that waits for it.
+
+        Raises FlowUnknown, FlowEnded or TooManyFlows.
+        """
         flow = self._journal.own(flow_ref, browser)
         if flow.state != FlowState.HELD or flow.hold not in (Hold.INSTALLATION, Hold.APPROVAL):
             raise FlowEnded
-        address = self._to_installation(Step(flow.id, flow.ref), self._apps.get(flow.app_key))
+        address = self._to_installation(Step(flow.id, flow.ref), self._apps.get(flow.app_key), again=True)
         if address is None:
             raise FlowEnded
         return address
@@ -312,12 +314,12 @@ class Flows:
             raise GrantUnusable("the grant reaches no account")
         return Onward(step.flow_ref, address)
 
-    def _to_installation(self, step: Step, app: OfferedApp) -> str | None:
+    def _to_installation(self, step: Step, app: OfferedApp, *, again: bool = False) -> str | None:
         """Hold the flow for the provider's installation page and return its address."""
         if app.provider.install_url is None:
             return None
         state = Secret(random_token())
-        self._journal.hold(step, Hold.INSTALLATION, state=state)
+        self._journal.hold(step, Hold.INSTALLATION, state=state, again=again)
         return app.provider.install_url(app.config, state)
 
     def _attach(self, what: Attachment) -> None:

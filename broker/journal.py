@@ -51,6 +51,10 @@ FINISH_SOON = timedelta(seconds=1)
 REDEEMING_AT_MOST = timedelta(seconds=60)
 """A flow that redeems for longer without a grant was cut off: no exchange takes that long."""
 MOST_OPEN_FLOWS = 10
+MOST_HOPS = 12
+"""Trips to the provider's pages in one flow."""
+LONGEST_LIFE = timedelta(hours=24)
+"""However often a flow waits for the person again, its grant is not kept for longer."""
 KEEP_ATTEMPTS = 3
 
 log = structlog.get_logger(__name__)
@@ -158,6 +162,9 @@ class FlowJournal:
     def _require_open(
         self, connection: Connection, link: Row[Any], app: OfferedApp, browser: Browser, now: datetime
     ) -> None:
+        if link.manage:
+            # It opens a person's page and nothing else; whoever could start through it could also take it over.
+            raise LinkUnknown
         if link.revoked_at is not None:
             raise LinkRevoked
         if link.expires_at <= now:
@@ -316,23 +323,42 @@ class FlowJournal:
     # --- waiting for the person ------------------------------------------------------------------------
 
     def hold(
-        self, step: Step, why: Hold, *, choices: list[dict[str, Any]] | None = None, state: Secret | None = None
+        self,
+        step: Step,
+        why: Hold,
+        *,
+        choices: list[dict[str, Any]] | None = None,
+        state: Secret | None = None,
+        again: bool = False,
     ) -> None:
-        """Let the flow wait for the person; `state` opens a hop to the provider's installation page."""
+        """Let the flow wait for the person; `state` opens a hop to the provider's installation page.
+
+        With `again` the person only asked to be sent there once more: raises TooManyFlows when that is too often.
+        """
         now = self._clock.now()
-        expires = now + self._lifetime
         with self._database.write() as connection:
-            changed = connection.execute(
+            created_at = connection.execute(
                 sa.update(_flows)
                 .where(_flows.c.id == step.flow_id, _flows.c.ended_at.is_(None))
-                .values(state=FlowState.HELD, hold=why, choices=choices, updated_at=now, expires_at=expires)
-            ).rowcount
+                .values(state=FlowState.HELD, hold=why, choices=choices, updated_at=now)
+                .returning(_flows.c.created_at)
+            ).scalar_one_or_none()
             self._jobs.cancel(connection, "finish", step.flow_id)
-            if changed:
-                note(connection, step.flow_id, "held", at=now, detail=why.value)
-            if changed and state is not None:
+            if created_at is None:
+                return
+            expires = min(now + self._lifetime, created_at + LONGEST_LIFE)
+            connection.execute(sa.update(_flows).where(_flows.c.id == step.flow_id).values(expires_at=expires))
+            note(connection, step.flow_id, "held", at=now, detail=why.value)
+            if again:
+                self._require_few_hops(connection, step)
+            if state is not None:
                 self._add_hop(connection, step.flow_id, HopKind.INSTALL, state, None, expires)
         log.info("flow.held", flow=step.flow_ref, why=why.value)
+
+    def _require_few_hops(self, connection: Connection, step: Step) -> None:
+        count = sa.select(sa.func.count()).select_from(_hops).where(_hops.c.flow_id == step.flow_id)
+        if connection.execute(count).scalar_one() >= MOST_HOPS:
+            raise TooManyFlows
 
     def pick(self, flow: Row[Any], *, account_id: str) -> Step:
         """Take up a flow that waited for a choice. Raises FlowEnded when it no longer does."""

@@ -40,6 +40,8 @@ class Server(BaseApplication):  # type: ignore[misc]  # published without types
             # gthread workers report in from a thread of their own: this only ends a process that hangs altogether.
             "timeout": 60,
             # The access line is ours: gunicorn's would hold the query string, which carries codes.
+            # As much as a callback may carry; anything longer gets the server's own bare page.
+            "limit_request_line": 8190,
             "accesslog": None,
             "loglevel": "warning",
             "control_socket_disable": True,

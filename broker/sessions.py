@@ -51,12 +51,15 @@ class Sessions:
         self._database = database
         self._clock = clock
 
-    def open_end_user(self, connection: Connection | None, end_user_id: int, link_id: int | None) -> Secret:
+    def open_end_user(
+        self, connection: Connection | None, end_user_id: int, link_id: int | None, *, life: timedelta = END_USER_LIMIT
+    ) -> Secret:
         """Return the cookie of a new end user's session, in the caller's transaction when it has one."""
+        life = min(life, END_USER_LIMIT)
         if connection is not None:
-            return self._open(connection, END_USER_LIMIT, end_user_id=end_user_id, link_id=link_id)
+            return self._open(connection, life, end_user_id=end_user_id, link_id=link_id)
         with self._database.write() as own:
-            return self._open(own, END_USER_LIMIT, end_user_id=end_user_id, link_id=link_id)
+            return self._open(own, life, end_user_id=end_user_id, link_id=link_id)
 
     def open_operator(self, operator_id: int) -> Secret:
         """Return the cookie of a new operator's session."""

@@ -150,3 +150,27 @@ def test_a_visit_without_our_state_has_none(query: bytes) -> None:
 def test_a_malformed_return_from_the_installation_page_is_refused(query: bytes) -> None:
     with pytest.raises(CallbackInvalid):
         parse_setup(query)
+
+
+# --- odd encodings --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "query",
+    [
+        b"code=c&state=s&x=%zz",
+        b"code=c&state=s&x=%",
+        b"code=c&state=s&x=%u0041",
+        b"code=c%zz&state=s",
+        b"code=c&state=s&=v",
+    ],
+)
+def test_a_broken_escape_or_a_nameless_parameter_is_refused(query: bytes) -> None:
+    with pytest.raises(CallbackInvalid):
+        parse_callback(query)
+
+
+@pytest.mark.parametrize("query", [b"code=c%0D%0AX&state=s", b"code=%F0%9F%98%80&state=s", b"code=c&state=s%7F"])
+def test_a_code_or_state_of_anything_but_printable_ascii_is_refused(query: bytes) -> None:
+    with pytest.raises(CallbackInvalid):
+        parse_callback(query)

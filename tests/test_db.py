@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import stat
 import subprocess
 import sys
 import threading
 import traceback
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta, timezone
+from pathlib import Path
 
 import pytest
 import sqlalchemy as sa
@@ -333,3 +335,10 @@ def test_downgrading_to_nothing_and_back_works(empty_database_url: str) -> None:
     assert tables(empty_database_url) == {"alembic_version"}
     upgrade(empty_database_url)
     assert revision(empty_database_url) == newest_revision()
+
+
+def test_an_embedded_database_is_its_owners_alone(tmp_path: Path) -> None:
+    path = tmp_path / "data" / "broker.db"
+    upgrade(f"sqlite:///{path}")
+    assert stat.S_IMODE(path.stat().st_mode) == 0o600
+    assert stat.S_IMODE(path.parent.stat().st_mode) == 0o700

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import threading
 from collections.abc import Callable, Iterator
+from datetime import timedelta
 from typing import Any
 from urllib.parse import parse_qs, urlsplit
 
@@ -21,11 +22,13 @@ from broker.errors import (
     FlowUnknown,
     IssuerMismatch,
     LinkUnknown,
+    LinkUsed,
     OtherBrowser,
     Refused,
     StateUnknown,
+    TooManyFlows,
 )
-from broker.journal import FINISH_AFTER, Browser, Step
+from broker.journal import FINISH_AFTER, MOST_HOPS, Browser, Step
 from broker.models import Claim, ConnectedAccount, Flow, HopKind, Job, JobState, LinkUse
 from broker.secret import Secret, random_token
 from tests.connecting import (
@@ -811,3 +814,54 @@ def test_two_flows_of_one_link_spend_it_once(bench: Bench) -> None:
     flow = bench.flow(late.flow_ref)
     assert (flow.state, flow.failure, flow.grant_sealed) == ("failed", "link_spent", None)
     assert [claim.account_id for claim in bench.rows(Claim)] == ["acct_1"]
+
+
+# --- what a second pair of eyes found ---------------------------------------------------------------------
+
+
+def test_a_manage_link_starts_no_flow_so_that_nobody_can_take_it_over(bench: Bench) -> None:
+    link = bench.link("alice", manage=True)
+    alice = bench.house.links.enter(link, bench.browser.hash)
+    with pytest.raises(LinkUnknown):
+        bench.leave(link=link, browser=OTHER)
+    with pytest.raises(LinkUsed):
+        bench.house.links.enter(link, OTHER.hash)
+    assert bench.house.links.enter(link, bench.browser.hash) == alice
+    assert bench.rows(Flow) == []
+
+
+def test_an_issuer_is_refused_from_a_provider_that_has_registered_none(bench: Bench) -> None:
+    bench.stripe()
+    state = bench.leave("stripe")
+    before = bench.everything()
+    with pytest.raises(IssuerMismatch):
+        bench.come_back(state, issuer="https://evil.example")
+    assert bench.everything() == before
+    assert bench.come_back(state).flow_ref == only(bench).ref
+
+
+def test_the_installation_page_cannot_be_asked_for_without_end(bench: Bench) -> None:
+    bench.github()
+    bench.connect("github")
+    ref = only(bench).ref
+    for _ in range(MOST_HOPS - 2):
+        bench.flows.install_again(ref, bench.browser)
+    before = bench.everything()
+    with pytest.raises(TooManyFlows):
+        bench.flows.install_again(ref, bench.browser)
+    assert bench.everything() == before
+
+
+def test_a_flow_that_keeps_waiting_is_over_after_a_day(bench: Bench) -> None:
+    bench.github()
+    bench.connect("github")
+    ref = only(bench).ref
+    started = bench.clock.now()
+    for _ in range(5):
+        bench.later(minutes=59)
+        bench.flows.install_again(ref, bench.browser)
+    assert only(bench).expires_at == bench.clock.now() + timedelta(hours=1)
+    with bench.database.write() as connection:
+        connection.execute(sa.update(Flow).values(created_at=started - timedelta(hours=23)))
+    bench.flows.install_again(ref, bench.browser)
+    assert only(bench).expires_at == started + timedelta(hours=1)

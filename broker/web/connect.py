@@ -37,23 +37,27 @@ def this_browser() -> Browser | None:
 
 
 @blueprint.get("/connect/<token>")
-def link(token: str) -> str:
+def link(token: str) -> BaseResponse:
     """Explain what is about to be connected, for whom; spends nothing."""
     browser = this_browser()
     counts = not is_ahead_of_the_person()
     opened = services().links.opened(token, browser.hash if browser else None, count=counts)
     if opened.manage:
         keep_own_referrer()
-        return render_template("connect/manage.html", link=opened, token=token)
-    allow_leaving()
-    by_id = services().connections.by_id
-    return render_template(
-        "connect/link.html",
-        link=opened,
-        token=token,
-        connected={app_key: by_id(connection_id) for app_key, connection_id in opened.spent.items()},
-        open=opened.expires_at > services().clock.now(),
-    )
+        text = render_template("connect/manage.html", link=opened, token=token)
+    else:
+        allow_leaving()
+        by_id = services().connections.by_id
+        text = render_template(
+            "connect/link.html",
+            link=opened,
+            token=token,
+            connected={app_key: by_id(connection_id) for app_key, connection_id in opened.spent.items()},
+            open=opened.expires_at > services().clock.now(),
+        )
+    # The browser gets its secret before it starts anything: were it to come with the start's answer, a lost answer
+    # would make the next try look like another browser.
+    return make_response(text) if is_ahead_of_the_person() else _remembering(browser, make_response(text))
 
 
 @blueprint.post("/connect/<token>/start/<app_key>")
@@ -93,7 +97,9 @@ def setup(app_key: str) -> BaseResponse:
         raise PrefetchRefused
     onward = services().flows.installed(app_key, parse_setup(request.query_string), this_browser())
     if onward is None:
-        return make_response(render_template("connect/approved.html"))
+        return make_response(
+            render_template("connect/approved.html", asked=request.args.get("setup_action") == "request")
+        )
     return _onward(onward)
 
 
@@ -116,7 +122,7 @@ def flow(ref: str) -> BaseResponse:
     )
     response = make_response(text, view.status)
     if page.state is FlowState.DONE and page.ended_at is not None and now - page.ended_at < SESSION_AFTER_DONE:
-        _sign_in(response, page)
+        _sign_in(response, page, life=page.ended_at + SESSION_AFTER_DONE - now)
     return response
 
 
@@ -151,10 +157,11 @@ def finish(ref: str) -> BaseResponse:
     return redirect(url_for("connect.flow", ref=ref), 303)
 
 
-def _remembering(browser: Browser, response: BaseResponse) -> BaseResponse:
+def _remembering(browser: Browser | None, response: BaseResponse) -> BaseResponse:
     """Let the browser keep its secret, if it came without one."""
     if this_browser() is None:
-        cookies.write(response, cookies.BROWSER, browser.secret, cookies.BROWSER_LIFE)
+        secret = browser.secret if browser else cookies.new_browser_secret()
+        cookies.write(response, cookies.BROWSER, secret, cookies.BROWSER_LIFE)
     return response
 
 
@@ -166,14 +173,14 @@ def _stage(page: FlowPage) -> str:
     return f"{page.state}/{page.hold or ''}/{page.connection.status if page.connection else ''}"
 
 
-def _sign_in(response: BaseResponse, page: FlowPage) -> None:
+def _sign_in(response: BaseResponse, page: FlowPage, *, life: timedelta) -> None:
     """Let the browser that saved a connection see it, unless it can already or nobody is looking."""
     if is_ahead_of_the_person():
         return
     signed_in = services().sessions.find(cookies.read(cookies.SESSION))
     if signed_in is not None and signed_in.end_user_id == page.end_user_id and _shows(signed_in, page):
         return
-    cookies.sign_in(response, end_user_id=page.end_user_id, link_id=page.session_link_id)
+    cookies.sign_in(response, end_user_id=page.end_user_id, link_id=page.session_link_id, life=life)
 
 
 def _shows(signed_in: SignedIn, page: FlowPage) -> bool:

@@ -72,6 +72,8 @@ def sign_out() -> Response:
     services().sessions.end(cookies.read(cookies.SESSION))
     response = redirect(url_for("connections.signed_out"), 303)
     cookies.forget(response, cookies.SESSION)
+    # Flow pages sign the browser in that started them: whoever uses it next must not be that browser any more.
+    cookies.forget(response, cookies.BROWSER)
     session.clear()
     return response
 

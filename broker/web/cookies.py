@@ -69,8 +69,8 @@ def new_browser_secret() -> Secret:
     return Secret(random_token(256))
 
 
-def sign_in(response: Response, *, end_user_id: int, link_id: int | None) -> None:
+def sign_in(response: Response, *, end_user_id: int, link_id: int | None, life: timedelta = SESSION_LIFE) -> None:
     """Open a session for an end user and end the one this browser had; `link_id` limits what it shows."""
     sessions = services().sessions
     sessions.end(read(SESSION))
-    write(response, SESSION, sessions.open_end_user(None, end_user_id, link_id), SESSION_LIFE)
+    write(response, SESSION, sessions.open_end_user(None, end_user_id, link_id, life=life), life)

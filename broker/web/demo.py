@@ -59,8 +59,8 @@ def manage() -> Response:
 
 
 def _offered() -> list[OfferedApp]:
-    """Return every app, GitHub's last: its installation page makes its way the longest."""
-    return sorted(services().apps, key=lambda app: app.provider.name == "github")
+    """Return every app, those with an installation page last: their way is the longest."""
+    return sorted(services().apps, key=lambda app: app.provider.install_url is not None)
 
 
 def _send(*, manage: bool = False) -> Response:

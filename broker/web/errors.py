@@ -75,6 +75,7 @@ PAGES_OF_FORMS: Mapping[str, tuple[str, str]] = MappingProxyType(
         "connect.install": ("connect.flow", "ref"),
         "connect.choose": ("connect.flow", "ref"),
         "connect.finish": ("connect.flow", "ref"),
+        "console.check_connection": ("console.show_connection", "ref"),
         "connections.check": ("connections.details", "ref"),
         "connections.disconnect": ("connections.confirm_disconnect", "ref"),
         "console.do_sign_in": ("console.show_sign_in", ""),
@@ -136,6 +137,9 @@ def on_http_error(error: HTTPException) -> Response:
     if status < 400:
         return error.get_response()
     response = answer(status, SENTENCES.get(status) or (BROKEN if status >= 500 else SENTENCES[400]))
+    if status == 429:
+        # The limits count by the second.
+        response.headers["Retry-After"] = "1"
     for name, value in error.get_headers():
         if name in {"Allow", "Retry-After", "WWW-Authenticate"}:
             response.headers[name] = value

@@ -24,7 +24,6 @@ def init_app(app: Flask, settings: Settings) -> None:
         app=app,
         storage_uri="memory://",
         strategy="fixed-window",
-        headers_enabled=True,
         enabled=limits.enabled,
     )
     starts = f"{limits.starts_per_second} per second"

@@ -12,6 +12,7 @@ from urllib.parse import urlsplit
 
 from flask import Flask, g, request
 from flask_wtf.csrf import CSRFError, CSRFProtect
+from werkzeug.exceptions import LengthRequired
 from werkzeug.middleware.proxy_fix import ProxyFix
 from werkzeug.wrappers import Response
 
@@ -36,6 +37,7 @@ SECRET_ADDRESSES = ("/connect/", "/oauth/")
 POPUP_PATHS = ("/connect/", "/oauth/", "/flows/", "/demo/")
 """Pages a host may show in a popup: with `same-origin` the host's page would believe the popup closed."""
 
+LOOPBACK_NAMES = ("127.0.0.1", "localhost", "::1")
 LOOPBACK_SOURCES = ("http://127.0.0.1:*", "http://localhost:*")
 
 
@@ -116,10 +118,22 @@ def init_app(app: Flask, settings: Settings) -> None:
 
     @app.before_request
     def remember_own_origins() -> None:
-        g.own_origins = {_origin(settings.public_url), _origin(request.host_url)}
+        g.own_origins = {_origin(settings.public_url), *_loopback_alias(settings)}
+
+    @app.before_request
+    def want_a_length() -> None:
+        # A body of unknown length cannot be refused before it is read, and a broken one fails in the middle.
+        if "Transfer-Encoding" in request.headers:
+            raise LengthRequired
 
     csrf.init_app(app)
     app.after_request(headers.on_answer)
+
+
+def _loopback_alias(settings: Settings) -> Iterator[str | None]:
+    """In development, 127.0.0.1 and localhost are the same place under two names."""
+    if not settings.production and urlsplit(request.host_url).hostname in LOOPBACK_NAMES:
+        yield _origin(request.host_url)
 
 
 class SecurityHeaders:

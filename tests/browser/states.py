@@ -83,7 +83,7 @@ class Scene:
         self.page.get_by_label("E-mail").fill(OPERATOR)
         self.page.get_by_label("Password", exact=True).fill(PASSWORD)
         self.press("Sign in")
-        expect(self.page.get_by_role("heading", name="Connections")).to_be_visible()
+        expect(self.page.get_by_role("heading", name="Connections", exact=True)).to_be_visible()
 
 
 @dataclass(frozen=True)

@@ -101,9 +101,10 @@ def test_the_platforms_own_key_is_never_imported(network: responses.RequestsMock
     network.get("https://api.stripe.com/v1/accounts/acct_1", json={"id": "acct_1"})
     given = grant(access_token=..., refresh_token=...)
     account = identify(http, given)
-    for nothing in (given, None):
-        with pytest.raises(GrantIncomplete, match="stripe_app"):
-            PROVIDER.properties(APP, account, nothing)
+    with pytest.raises(GrantIncomplete, match="stripe_app"):
+        PROVIDER.properties(APP, account, given)
+    with pytest.raises(GrantIncomplete, match="erased"):
+        PROVIDER.properties(APP, account, None)
 
 
 def test_a_platform_key_that_may_not_read_accounts_is_a_setting_to_mend(

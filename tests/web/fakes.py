@@ -264,11 +264,15 @@ class FakeSessions:
     current: SignedIn | None = None
     opened: list[tuple[int, int | None]] = field(default_factory=list)
     ended: list[str | None] = field(default_factory=list)
+    lives: list[timedelta] = field(default_factory=list)
 
     def find(self, token: str | None) -> SignedIn | None:
         return self.current if token == SESSION else None
 
-    def open_end_user(self, _connection: None, end_user_id: int, link_id: int | None) -> Secret:
+    def open_end_user(
+        self, _connection: None, end_user_id: int, link_id: int | None, *, life: timedelta = timedelta(minutes=30)
+    ) -> Secret:
+        self.lives.append(life)
         self.opened.append((end_user_id, link_id))
         self.current = SignedIn(end_user_id, link_id, None, NOW + timedelta(minutes=30))
         return Secret(SESSION)

@@ -183,9 +183,18 @@ def test_a_cookie_that_cannot_be_ours_is_replaced(client: FlaskClient, fake: Fak
     assert fake.flows.calls[0][3].secret.reveal() != "short"
 
 
-def test_a_start_that_is_refused_sets_no_browser_cookie(client: FlaskClient, fake: FakeServices) -> None:
-    fake.flows.failure = errors.LinkExpired()
-    assert post(client, f"{LINK}/start/stripe").status_code == 410
+def test_a_browser_has_its_secret_before_it_starts_anything(client: FlaskClient, fake: FakeServices) -> None:
+    client.get(LINK)
+    given = client.get_cookie("broker_browser")
+    assert given is not None
+    post(client, f"{LINK}/start/stripe")
+    assert fake.flows.calls[0][3].secret.reveal() == given.value
+
+
+@pytest.mark.parametrize("headers", [{"Sec-Purpose": "prefetch"}, {"Purpose": "prefetch"}])
+def test_whoever_looks_ahead_is_given_no_secret(client: FlaskClient, headers: dict[str, str]) -> None:
+    client.get(LINK, headers=headers)
+    client.head(LINK)
     assert client.get_cookie("broker_browser") is None
 
 

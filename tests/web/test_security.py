@@ -270,3 +270,11 @@ def test_a_huge_form_is_refused_before_anything_reads_it(client: FlaskClient) ->
 )
 def test_odd_addresses_are_refused_and_never_crash(client: FlaskClient, path: str) -> None:
     assert 400 <= client.get(path).status_code < 500
+
+
+# --- bodies without a length, hosts that are not ours -------------------------------------------------------
+
+
+def test_a_body_of_unknown_length_is_refused_before_it_is_read(client: FlaskClient) -> None:
+    answer = client.post("/sign-out", headers={"Transfer-Encoding": "chunked"}, data=b"")
+    assert answer.status_code == 411
