@@ -96,7 +96,7 @@ def test_an_account_of_somebody_else_is_refused_and_theirs_is_untouched(
 ) -> None:
     world.control("consent", auto="allow", account="acct_1Contested")
     person.connect(world.link(end_user), "stripe")
-    before = world.imported(end_user)
+    before = world.verified(end_user)
     held = world.credentials()
 
     page = Person(world).connect(world.link(f"{end_user}-rival"), "stripe")

@@ -284,6 +284,12 @@ class World:
 
         return eventually(look, within=within)
 
+    def verified(self, end_user: str) -> dict[str, Any]:
+        """Wait until the person's only connection was read back from Sequin, so that nothing more changes it."""
+        return eventually(
+            lambda: next((one for one in self.connections(end_user) if one["sequin"]["verified_at"]), None)
+        )
+
     def flow_state(self, page_url: str) -> str:
         """Return the state in the database of the flow whose page has this address."""
         ref = page_url.partition("/flows/")[2].partition("?")[0]
