@@ -66,7 +66,7 @@ def test_a_person_disconnects_github_and_the_installation_stays(world: World, pe
     connection = verified(world, end_user)
 
     page = person.get(f"/connections/{connection['ref']}/disconnect")
-    assert "the app&#39;s installation, until you remove it there" in page.text
+    assert "the app’s installation, until you remove it there" in page.text
     disconnect(person, connection["ref"])
 
     ended(world, end_user)
