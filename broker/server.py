@@ -68,6 +68,9 @@ class Server(BaseApplication):  # type: ignore[misc]  # published without types
         self._worker.start()
 
     def _answers(self, _worker: object) -> None:
+        # Ctrl-C reaches the whole group at once; the parent passes it on in its own way, and both together can
+        # leave this process hanging until it is killed.
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
         if self._on_ready is not None:
             self._on_ready()
 
