@@ -622,3 +622,21 @@ def test_signing_out_ends_the_session_here_too(client: FlaskClient, fake: FakeSe
     assert fake.sessions.ended == [SESSION]
     assert client.get_cookie("broker_session") is None
     assert heading(client.get("/signed-out").text) == "You are signed out"
+
+
+def test_signing_out_leaves_nothing_that_could_sign_this_browser_in_again(
+    browser: FlaskClient, fake: FakeServices
+) -> None:
+    browser.get(PAGE)
+    assert fake.sessions.opened == [(7, 3)]
+    post(browser, "/sign-out")
+    assert browser.get_cookie("broker_session") is None
+    assert browser.get_cookie("broker_browser") is None
+
+
+def test_a_session_that_a_saved_connection_opens_is_over_half_an_hour_after_it(
+    browser: FlaskClient, fake: FakeServices
+) -> None:
+    fake.clock.advance(20 * 60)
+    browser.get(PAGE)
+    assert fake.sessions.lives == [timedelta(minutes=10)]
