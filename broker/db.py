@@ -29,8 +29,8 @@ from broker.errors import BrokerError
 SQLITE_BUSY_MS = 8_000
 """How long a writer waits for another process's write lock; well inside the 20 s a callback may take."""
 
-READ_ONLY = "25006"
-"""PostgreSQL's code for a write to a server that takes none, such as a standby (appendix A of its manual)."""
+UNUSABLE = {"25006": "read-only", "42P01": "a table is missing"}
+"""PostgreSQL's codes for a server that takes no writes and for tables not made yet (appendix A of its manual)."""
 
 NAMES = {
     "ix": "ix_%(table_name)s_%(column_0_N_name)s",
@@ -212,10 +212,12 @@ def _honest_failures() -> Iterator[None]:
         # Statement and parameters stay out: they may hold a person's data.
         detail = type(failure.orig).__name__ if isinstance(failure, sa.exc.DBAPIError) else "pool exhausted"
         raise DatabaseUnavailable(detail) from failure
-    except sa.exc.InternalError as failure:
-        if getattr(failure.orig, "sqlstate", None) != READ_ONLY:
+    except (sa.exc.InternalError, sa.exc.ProgrammingError) as failure:
+        # PostgreSQL files these under other classes than SQLite does; anything else there is a mistake of ours.
+        told = UNUSABLE.get(getattr(failure.orig, "sqlstate", None) or "")
+        if told is None:
             raise
-        raise DatabaseUnavailable("read-only") from failure
+        raise DatabaseUnavailable(told) from failure
 
 
 def migrations_path() -> Path:

@@ -44,9 +44,13 @@ class Worker:
         reconciliation: Reconciliation,
         circuits: Circuits,
         knock: Callable[[], object],
+        purge: Callable[[], object],
         threads: int,
     ) -> None:
-        """`knock` asks Sequin anything at all: what looks whether it is back when no job can."""
+        """`knock` asks Sequin anything at all: what looks whether it is back when no job can.
+
+        `purge` forgets sessions whose time is over.
+        """
         self._circuits = circuits
         self._knock = knock
         self._database = database
@@ -54,6 +58,7 @@ class Worker:
         self._flows = flows
         self._journal = journal
         self._reconciliation = reconciliation
+        self._purge = purge
         self._threads = [threading.Thread(target=self._loop, name=f"worker-{n}", daemon=True) for n in range(threads)]
         self._stopping = threading.Event()
         self._swept = 0.0
@@ -169,5 +174,6 @@ class Worker:
                 self._swept = time.monotonic()
                 self._journal.sweep()
                 self._reconciliation.schedule()
+                self._purge()
         finally:
             self._sweeping.release()

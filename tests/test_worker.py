@@ -12,7 +12,7 @@ import sqlalchemy as sa
 
 from broker.jobs import GIVE_UP_AFTER, LEASE_SECONDS
 from broker.journal import FINISH_AFTER
-from broker.models import ConnectedAccount, Flow, Job, JobState
+from broker.models import BrowserSession, ConnectedAccount, Flow, Job, JobState
 from broker.web.embedded import build_worker
 from broker.worker import BATCH, IDLE_SECONDS, SWEEP_SECONDS
 from tests.connecting import CREDENTIAL, SEQUIN, STRIPE_ACCOUNT, STRIPE_TOKEN, Bench, open_bench
@@ -243,3 +243,22 @@ def test_a_database_that_is_away_for_a_while_does_not_end_the_thread(bench: Benc
     assert imported.wait(20)
     worker.stop()
     assert states(bench) == {"acct_1": "imported"}
+
+
+def test_sessions_whose_time_is_over_are_forgotten(bench: Bench) -> None:
+    sessions, purged = bench.services.sessions, threading.Event()
+    sessions.open_end_user(None, bench.house.end_user("jo"), None)
+    bench.later(hours=1)
+    purge = sessions.purge
+
+    def noted() -> int:
+        count = purge()
+        purged.set()
+        return count
+
+    sessions.purge = noted  # type: ignore[method-assign]
+    worker = build_worker(bench.services, threads=1)
+    worker.start()
+    assert purged.wait(20)
+    worker.stop()
+    assert bench.rows(BrowserSession) == []

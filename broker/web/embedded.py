@@ -54,6 +54,7 @@ def build_worker(services: Services, threads: int) -> Worker:
         reconciliation=services.reconciliation,
         circuits=services.circuits,
         knock=services.sequin.survey,
+        purge=services.sessions.purge,
         threads=threads,
     )
 
