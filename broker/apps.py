@@ -28,6 +28,16 @@ class OfferedApp:
         return self.provider.title
 
     @property
+    def keeps_grant(self) -> bool:
+        """Whether its grants are still needed after a verified import."""
+        return self.provider.keeps_grant(self.config) or self.refreshes
+
+    @property
+    def refreshes(self) -> bool:
+        """Whether its grants are refreshed here."""
+        return self.provider.refreshes(self.config)
+
+    @property
     def scopes(self) -> tuple[str, ...]:
         """The scopes asked for."""
         return self.config.scopes or self.provider.default_scopes

@@ -284,7 +284,10 @@ class Flows:
         proven_from = self._clock.now()
         try:
             grant = parse_grant(
-                received.answer, received_at=received.at, requires_access_token=provider.requires_access_token
+                received.answer,
+                received_at=received.at,
+                requires_access_token=provider.requires_access_token,
+                access_seconds=provider.profile(app.config).access_seconds,
             )
             with self._circuits.watching(app_circuit(app.key)):
                 accounts = provider.identify(app.config, grant, call)

@@ -197,6 +197,8 @@ class Flow(Base):
     choices: Mapped[list[dict[str, Any]] | None] = mapped_column(Json)
     # Null unless done.
     connection_id: Mapped[int | None] = mapped_column(sa.ForeignKey("connections.id"), index=True)
+    # The connection this flow was started to renew; null for one that connects anything.
+    reconnects_id: Mapped[int | None] = mapped_column(sa.ForeignKey("connections.id"))
     created_at: Mapped[datetime] = mapped_column(UtcDateTime)
     updated_at: Mapped[datetime] = mapped_column(UtcDateTime)
     expires_at: Mapped[datetime] = mapped_column(UtcDateTime)
@@ -264,8 +266,10 @@ class ConnectedAccount(Base):
     provider: Mapped[str] = mapped_column(sa.String(40))
     # Sequin's credential kind, such as stripe_oauth2.
     kind: Mapped[str] = mapped_column(sa.String(40))
-    # The provider's own stable id, never a name that can be changed.
-    account_id: Mapped[str] = mapped_column(sa.String(255), index=True)
+    # The provider's own stable id, never a name that can be changed; null while an owner has yet to approve.
+    account_id: Mapped[str | None] = mapped_column(sa.String(255), index=True)
+    # The provider's id of the person who asked an owner for approval; null unless approval was asked for.
+    requester_id: Mapped[str | None] = mapped_column(sa.String(64))
     # As the provider last gave it; cleaned, at most 200 characters.
     account_name: Mapped[str] = mapped_column(sa.String(200))
     # The provider's word, such as standard or Organization; null when it has none.
@@ -282,6 +286,13 @@ class ConnectedAccount(Base):
     grant_sealed: Mapped[bytes | None] = mapped_column(sa.LargeBinary)
     # Goes up by one with every new grant, so that an old ciphertext cannot come back.
     token_version: Mapped[int] = mapped_column(default=1)
+    # When the access token and the refresh token end by themselves; null when they do not, or nobody said.
+    grant_expires_at: Mapped[datetime | None] = mapped_column(UtcDateTime)
+    refresh_expires_at: Mapped[datetime | None] = mapped_column(UtcDateTime)
+    # Since when the outcome of a refresh of the current token version is unknown; null when none is.
+    refreshing_since: Mapped[datetime | None] = mapped_column(UtcDateTime)
+    # When a refresh was found to have been cut off after the old token was spent; null otherwise.
+    interrupted_at: Mapped[datetime | None] = mapped_column(UtcDateTime)
     # One of ImportState, for the current token version.
     import_state: Mapped[str] = mapped_column(sa.String(16))
     # Why the last attempt to import failed: a stable code and a fact for operators; null after a success.
@@ -302,6 +313,12 @@ class ConnectedAccount(Base):
     health: Mapped[str | None] = mapped_column(sa.String(8))
     health_note: Mapped[str | None] = mapped_column(sa.String(500))
     checked_at: Mapped[datetime | None] = mapped_column(UtcDateTime)
+    # Since when checks do not pass; null while the last one passed.
+    failing_since: Mapped[datetime | None] = mapped_column(UtcDateTime)
+    # Stable code of what the provider last said is wrong with this account; null when it said nothing is.
+    trouble: Mapped[str | None] = mapped_column(sa.String(64))
+    # When the provider was last asked about it; null until it was.
+    probed_at: Mapped[datetime | None] = mapped_column(UtcDateTime)
     # Null unless the provider says that the grant is gone.
     revoked_at: Mapped[datetime | None] = mapped_column(UtcDateTime)
     # Null unless ended here.
@@ -370,7 +387,32 @@ class Circuit(Base):
     # The last failure's stable code and a fact for operators; null after a success.
     error: Mapped[str | None] = mapped_column(sa.String(64))
     error_detail: Mapped[str | None] = mapped_column(sa.String(500))
+    # Digest of the secrets that were refused, so that others are tried at once; null unless they were.
+    refused_secrets: Mapped[str | None] = mapped_column(Digest)
     updated_at: Mapped[datetime] = mapped_column(UtcDateTime)
+
+
+class ProviderEvent(Base):
+    """A webhook of a provider, verified and stored, until the worker has acted on it."""
+
+    __tablename__ = "provider_events"
+    __table_args__ = (sa.UniqueConstraint("app_key", "delivery_id"),)
+
+    id: Mapped[int] = mapped_column(BigId, primary_key=True)
+    app_key: Mapped[str] = mapped_column(sa.String(40))
+    # The provider's own id of this delivery or event; a second one with the same id is a replay.
+    delivery_id: Mapped[str] = mapped_column(sa.String(128))
+    # As the provider calls it, such as account.application.deauthorized.
+    name: Mapped[str] = mapped_column(sa.String(80))
+    # What it means here, one of the providers' Notice kinds, and the facts to act on. Never a secret.
+    notice: Mapped[str] = mapped_column(sa.String(32))
+    facts: Mapped[dict[str, Any]] = mapped_column(Json)
+    # When it happened, as the provider says; null where it does not.
+    occurred_at: Mapped[datetime | None] = mapped_column(UtcDateTime)
+    received_at: Mapped[datetime] = mapped_column(UtcDateTime, index=True)
+    # Null until the worker has acted on it; then what came of it, in a few words for operators.
+    processed_at: Mapped[datetime | None] = mapped_column(UtcDateTime)
+    outcome: Mapped[str | None] = mapped_column(sa.String(200))
 
 
 class Orphan(Base):

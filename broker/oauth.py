@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from typing import Any, Literal, NoReturn
@@ -28,8 +28,8 @@ from broker.errors import (
     Unreadable,
     UnusableAnswer,
 )
-from broker.http import Answer, Http, Visit, basic_auth, hush, readable, retry_after, translated
-from broker.secret import MASK, Secret, random_token
+from broker.http import Answer, Deadline, Http, Visit, basic_auth, hush, readable, retry_after, translated
+from broker.secret import MASK, Secret, digest, random_token
 
 # Authlib's loggers write the PKCE verifier at DEBUG.
 hush("authlib", "authlib.integrations.base_client.sync_app", "authlib.integrations.base_client.async_app")
@@ -69,13 +69,16 @@ class OAuthProfile:
     token_auth: TokenAuth
     """How we prove who we are; `secret_key_basic` is Stripe's `secret:` with an empty password."""
     client_id: str
-    client_secret: Secret
+    client_secrets: tuple[Secret, ...]
+    """In the order in which they are tried; more than one while a secret is being replaced."""
     scopes: tuple[str, ...]
     pkce: bool
     scope_separator: str = " "
     issuer: str | None = None
     """What `iss` in a callback must equal, when it is sent (RFC 9207)."""
     authorize_params: Mapping[str, str] = field(default_factory=dict)
+    access_seconds: int | None = None
+    """How long an access token lives where the provider limits it without saying so in its answer."""
 
 
 @dataclass(frozen=True)
@@ -100,6 +103,8 @@ class OAuth:
     def __init__(self, http: Http, clock: Clock | None = None) -> None:
         self._http = http
         self._clock = clock or SystemClock()
+        # Digests of client secrets that were refused: while one is being replaced, the other goes first.
+        self._refused: set[str] = set()
 
     def depart(
         self, profile: OAuthProfile, *, redirect_uri: str, state: Secret | None = None, **params: str | None
@@ -114,7 +119,7 @@ class OAuth:
             raise ValueError(f"not an extra parameter: {', '.join(sorted(clash))}")
         state = state or Secret(random_token())
         verifier = Secret(random_token(384)) if profile.pkce else None
-        url, _ = self._session(profile, deadline=0).create_authorization_url(
+        url, _ = self._session(profile, profile.client_secrets[0], deadline=0).create_authorization_url(
             profile.authorize_url,
             state=state.reveal(),
             code_verifier=verifier.reveal() if verifier else None,
@@ -142,24 +147,55 @@ class OAuth:
         form = {"code": code.reveal(), "redirect_uri": redirect_uri}
         if code_verifier is not None:
             form["code_verifier"] = code_verifier.reveal()
-        session = self._session(profile, deadline, code, code_verifier)
-        with _failures(profile, session):
-            session.fetch_token(profile.token_url, grant_type="authorization_code", **form, **_SEND)
-        return self._judge(session)
+        with self._trying(self._in_order(profile)[0]) as secret:
+            session = self._session(profile, secret, deadline, code, code_verifier)
+            with _failures(profile, session):
+                session.fetch_token(profile.token_url, grant_type="authorization_code", **form, **_SEND)
+            return self._judge(session)
 
     def refresh(self, profile: OAuthProfile, *, refresh_token: Secret, deadline: float = 10.0) -> dict[str, object]:
-        """Spend a refresh token, with exactly one request, and return the provider's JSON object as it came.
+        """Spend a refresh token and return the provider's JSON object as it came.
 
-        The scope is not sent: GitHub refuses it and others narrow by it. Raises as `redeem` does.
+        A refused client has spent nothing, so that another client secret is then tried; besides that there is
+        exactly one request. The scope is not sent: GitHub refuses it and others narrow by it. Raises as `redeem` does.
         """
-        session = self._session(profile, deadline, refresh_token)
-        with _failures(profile, session):
-            session.refresh_token(profile.token_url, refresh_token=refresh_token.reveal(), **_SEND)
-        return self._judge(session)
+        *others, last = self._in_order(profile)
+        budget = Deadline(deadline)
+        for secret in others:
+            with suppress(ClientRefused):
+                return self._refresh(profile, secret, refresh_token, budget.remaining())
+        budget.check()
+        return self._refresh(profile, last, refresh_token, budget.remaining())
 
-    def _session(self, profile: OAuthProfile, deadline: float, *secrets: Secret | None) -> _Session:
-        known = [secret.reveal() for secret in (*secrets, profile.client_secret) if secret]
-        return _Session(profile, self._http.adapter(deadline), known)
+    def _refresh(
+        self, profile: OAuthProfile, secret: Secret, refresh_token: Secret, deadline: float
+    ) -> dict[str, object]:
+        with self._trying(secret):
+            session = self._session(profile, secret, deadline, refresh_token)
+            with _failures(profile, session):
+                session.refresh_token(profile.token_url, refresh_token=refresh_token.reveal(), **_SEND)
+            return self._judge(session)
+
+    def _in_order(self, profile: OAuthProfile) -> list[Secret]:
+        """Return the client secrets to try, those that were refused last."""
+        return sorted(profile.client_secrets, key=lambda secret: digest(secret.reveal()) in self._refused)
+
+    @contextmanager
+    def _trying(self, secret: Secret) -> Iterator[Secret]:
+        """Remember whether a client secret was taken."""
+        name = digest(secret.reveal())
+        try:
+            yield secret
+        except ClientRefused:
+            self._refused.add(name)
+            raise
+        self._refused.discard(name)
+
+    def _session(
+        self, profile: OAuthProfile, client_secret: Secret, deadline: float, *secrets: Secret | None
+    ) -> _Session:
+        known = [secret.reveal() for secret in (*secrets, *profile.client_secrets) if secret]
+        return _Session(profile, client_secret, self._http.adapter(deadline), known)
 
     def _judge(self, session: _Session) -> dict[str, object]:
         if session.answer is None:
@@ -174,10 +210,10 @@ _SEND: dict[str, Any] = {"allow_redirects": False, "timeout": (3, 10)}
 class _Session(OAuth2Session):  # type: ignore[misc]
     """One token request. Light, and thrown away, so that no cookie and no token outlives it."""
 
-    def __init__(self, profile: OAuthProfile, adapter: Visit, secrets: list[str]) -> None:
+    def __init__(self, profile: OAuthProfile, client_secret: Secret, adapter: Visit, secrets: list[str]) -> None:
         super().__init__(
             client_id=profile.client_id,
-            client_secret=profile.client_secret.reveal(),
+            client_secret=client_secret.reveal(),
             token_endpoint_auth_method=profile.token_auth,
             code_challenge_method="S256",
             # After a refresh Authlib writes into this; left None it would fail there.
@@ -342,12 +378,14 @@ class Grant:
             # `from None`: the decoder's error carries the document.
             raise Unreadable("what was sealed is not a grant") from None
 
-    def renewed(self, answer: Mapping[str, object], *, received_at: datetime) -> Grant:
+    def renewed(
+        self, answer: Mapping[str, object], *, received_at: datetime, access_seconds: int | None = None
+    ) -> Grant:
         """Return the grant after a refresh: what the answer leaves out (refresh token, scopes, account) is kept.
 
         Raises UnusableAnswer.
         """
-        new = parse_grant(answer, received_at=received_at)
+        new = parse_grant(answer, received_at=received_at, access_seconds=access_seconds)
         rotated = new.refresh_token is not None
         return Grant(
             access_token=new.access_token,
@@ -364,9 +402,20 @@ REFRESH_LIFE = ("refresh_token_expires_in", "refresh_expires_in", "x_refresh_tok
 UNDERSTOOD = frozenset({"access_token", "refresh_token", "token_type", "scope", "expires_in", *REFRESH_LIFE})
 
 
-def parse_grant(answer: Mapping[str, object], *, received_at: datetime, requires_access_token: bool = True) -> Grant:
-    """Read a token answer. Raises UnusableAnswer, which names the member that is wrong and never its value."""
+def parse_grant(
+    answer: Mapping[str, object],
+    *,
+    received_at: datetime,
+    requires_access_token: bool = True,
+    access_seconds: int | None = None,
+) -> Grant:
+    """Read a token answer. Raises UnusableAnswer, which names the member that is wrong and never its value.
+
+    `access_seconds` is how long the access token lives where the answer does not say.
+    """
     access_token = _token(answer, "access_token")
+    if answer.get("expires_in") is None and access_seconds is not None:
+        answer = {**answer, "expires_in": access_seconds}
     if access_token is None and requires_access_token:
         raise UnusableAnswer("access_token: missing from the token answer")
     lives = (_expiry(answer, name, received_at) for name in REFRESH_LIFE)

@@ -191,7 +191,7 @@ class Verifications:
             "health": "ok", "health_note": None, "drift": None, "verified_at": self._clock.now(),
             "superseded_credential_id": None,
         }  # fmt: skip
-        if not self._keep_grants and not self._apps.get(row.app_key).provider.keeps_grant:
+        if not self._keep_grants and not self._apps.get(row.app_key).keeps_grant:
             passed["grant_sealed"] = None
         return passed
 

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import sqlite3
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Literal
 
 import sqlalchemy as sa
@@ -32,6 +35,22 @@ def _render(kind: str, item: object, _context: object) -> str | Literal[False]:
     return "sa.DateTime(timezone=True)" if kind == "type" and isinstance(item, UtcDateTime) else False
 
 
+@contextmanager
+def _copying_tables(connection: Connection) -> Iterator[None]:
+    """Let SQLite replace a table by its altered copy: while keys are enforced, dropping the old one is refused."""
+    if connection.dialect.name != "sqlite":
+        yield
+        return
+    driver = connection.connection.dbapi_connection
+    assert isinstance(driver, sqlite3.Connection)
+    # Outside any transaction: inside one SQLite ignores it.
+    driver.execute("PRAGMA foreign_keys = OFF")
+    try:
+        yield
+    finally:
+        driver.execute("PRAGMA foreign_keys = ON")
+
+
 def _migrate(connection: Connection) -> None:
     context.configure(
         connection=connection,
@@ -42,12 +61,14 @@ def _migrate(connection: Connection) -> None:
         compare_type=True,
         render_item=_render,
     )
-    with context.begin_transaction():
+    with _copying_tables(connection), context.begin_transaction():
         # Several processes may start at once: one migrates, the others wait and find nothing left to do.
         # On SQLite the transaction itself takes the write lock.
         if connection.dialect.name == "postgresql":
             connection.execute(sa.text("SELECT pg_advisory_xact_lock(:key)"), {"key": MIGRATION_LOCK})
         context.run_migrations()
+        if connection.dialect.name == "sqlite" and connection.exec_driver_sql("PRAGMA foreign_key_check").first():
+            raise SystemExit("The migration would leave rows that point nowhere; nothing was changed.")
 
 
 if context.is_offline_mode():

@@ -7,7 +7,7 @@ import subprocess
 import sys
 import threading
 import traceback
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from datetime import UTC, datetime, timedelta, timezone
 from pathlib import Path
 
@@ -38,6 +38,34 @@ from broker.models import EndUser
 from tests.house import START
 
 MOMENT = datetime(2026, 11, 20, 10, 0, 0, 123456, tzinfo=UTC)
+
+
+ROWS_OF_0001 = (
+    "INSERT INTO end_users (id, external_id, created_at) VALUES (1, 'u1', '2026-11-20 10:00:00')",
+    (
+        "INSERT INTO links (id, public_id, token_hash, end_user_id, host_metadata, manage, created_by, created_at,"
+        " expires_at) VALUES (1, 'l1', 'h1', 1, '{}', false, 'cli', '2026-11-20 10:00:00', '2026-11-20 10:00:00')"
+    ),
+    (
+        "INSERT INTO connections (id, ref, end_user_id, app_key, provider, kind, account_id, account_name, mode,"
+        " scopes, account_facts, host_metadata, token_version, import_state, connected_at, created_at, updated_at)"
+        " VALUES (1, 'c1', 1, 'stripe', 'stripe', 'stripe_oauth2', 'acct_1', 'One', 'test', '[]', '{}', '{}', 1,"
+        " 'pending', '2026-11-20 10:00:00', '2026-11-20 10:00:00', '2026-11-20 10:00:00')"
+    ),
+    (
+        "INSERT INTO flows (id, ref, link_id, end_user_id, app_key, browser_hash, state, connection_id, created_at,"
+        " updated_at, expires_at) VALUES (1, 'f1', 1, 1, 'stripe', 'b', 'done', 1, '2026-11-20 10:00:00',"
+        " '2026-11-20 10:00:00', '2026-11-20 10:00:00')"
+    ),
+    "INSERT INTO link_uses (link_id, app_key, connection_id, spent_at) VALUES (1, 'stripe', 1, '2026-11-20 10:00:00')",
+)
+
+
+def migrate(url: str, direction: Callable[[Config, str], None], revision: str) -> None:
+    config = Config()
+    config.set_main_option("script_location", str(migrations_path()))
+    config.attributes["url"] = url
+    direction(config, revision)
 
 
 def open_database(url: str, **options: object) -> Database:
@@ -326,12 +354,32 @@ def test_upgrading_from_several_places_at_once_works(empty_database_url: str) ->
     assert revision(empty_database_url) == newest_revision()
 
 
+def test_what_a_database_holds_survives_every_migration(empty_database_url: str) -> None:
+    migrate(empty_database_url, command.upgrade, "0001")
+    engine = sa.create_engine(empty_database_url)
+    prepare(engine)
+    with engine.begin() as connection:
+        for statement in ROWS_OF_0001:
+            connection.exec_driver_sql(statement)
+    engine.dispose()
+
+    migrate(empty_database_url, command.upgrade, "head")
+    migrate(empty_database_url, command.downgrade, "0001")
+    migrate(empty_database_url, command.upgrade, "head")
+
+    engine = sa.create_engine(empty_database_url)
+    with engine.connect() as connection:
+        kept = connection.exec_driver_sql(
+            "SELECT c.ref, f.ref FROM flows f JOIN connections c ON c.id = f.connection_id "
+            "JOIN link_uses u ON u.connection_id = c.id"
+        ).all()
+    engine.dispose()
+    assert [tuple(row) for row in kept] == [("c1", "f1")]
+
+
 def test_downgrading_to_nothing_and_back_works(empty_database_url: str) -> None:
     upgrade(empty_database_url)
-    config = Config()
-    config.set_main_option("script_location", str(migrations_path()))
-    config.attributes["url"] = empty_database_url
-    command.downgrade(config, "base")
+    migrate(empty_database_url, command.downgrade, "base")
     assert tables(empty_database_url) == {"alembic_version"}
     upgrade(empty_database_url)
     assert revision(empty_database_url) == newest_revision()

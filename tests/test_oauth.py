@@ -54,7 +54,7 @@ def profile(**changes: Any) -> OAuthProfile:
         "token_url": TOKEN_URL,
         "token_auth": "client_secret_post",
         "client_id": "client-1",
-        "client_secret": Secret(CLIENT_SECRET),
+        "client_secrets": (Secret(CLIENT_SECRET),),
         "scopes": ("repo", "gist"),
         "pkce": True,
     }
@@ -221,7 +221,7 @@ def test_a_client_secret_of_any_alphabet_arrives(
     oauth: OAuth, network: responses.RequestsMock, token_auth: TokenAuth, secret: str
 ) -> None:
     network.post(TOKEN_URL, json=GOOD)
-    redeem(oauth, profile(token_auth=token_auth, client_secret=Secret(secret)))
+    redeem(oauth, profile(token_auth=token_auth, client_secrets=(Secret(secret),)))
     request = network.calls[0].request
     if token_auth == "client_secret_post":
         assert form_of(network)["client_secret"] == [secret]
@@ -462,6 +462,50 @@ def test_a_refused_refresh_does_not_show_the_token(oauth: OAuth, network: respon
     with pytest.raises(GrantRefused) as caught:
         oauth.refresh(profile(), refresh_token=Secret(REFRESH))
     assert REFRESH not in str(caught.value)
+
+
+TWO_SECRETS = (Secret("SENTINEL-OLD-SECRET"), Secret("SENTINEL-NEW-SECRET"))
+
+
+def secrets_sent(network: responses.RequestsMock) -> list[str]:
+    return [parse_qs(str(call.request.body))["client_secret"][0] for call in network.calls]
+
+
+def test_while_a_client_secret_is_replaced_a_refused_one_costs_a_refresh_nothing(
+    oauth: OAuth, network: responses.RequestsMock
+) -> None:
+    old, new = (secret.reveal() for secret in TWO_SECRETS)
+    network.post(TOKEN_URL, json={"error": "invalid_client"}, status=401)
+    network.post(TOKEN_URL, json=GOOD)
+
+    for _ in range(2):
+        assert oauth.refresh(profile(client_secrets=TWO_SECRETS), refresh_token=Secret(REFRESH)) == GOOD
+
+    # From then on the good one goes first.
+    assert secrets_sent(network) == [old, new, new]
+
+
+def test_a_code_is_sent_once_even_when_the_client_secret_is_refused_but_the_next_goes_with_the_other(
+    oauth: OAuth, network: responses.RequestsMock
+) -> None:
+    old, new = (secret.reveal() for secret in TWO_SECRETS)
+    network.post(TOKEN_URL, json={"error": "invalid_client"}, status=401)
+    network.post(TOKEN_URL, json=GOOD)
+
+    with pytest.raises(ClientRefused):
+        redeem(oauth, profile(client_secrets=TWO_SECRETS))
+    assert secrets_sent(network) == [old]
+
+    redeem(oauth, profile(client_secrets=TWO_SECRETS))
+    assert secrets_sent(network) == [old, new]
+
+
+def test_a_lifetime_the_provider_does_not_tell_is_filled_in() -> None:
+    assert parse_grant({"access_token": "t"}, received_at=NOW, access_seconds=3600).expires_at == NOW + timedelta(
+        hours=1
+    )
+    told = parse_grant({"access_token": "t", "expires_in": 60}, received_at=NOW, access_seconds=3600)
+    assert told.expires_at == NOW + timedelta(minutes=1)
 
 
 # --- grants -------------------------------------------------------------------------------------------

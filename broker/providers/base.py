@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
+from enum import StrEnum
 from typing import Any, Literal, Protocol, cast
 
 from broker.errors import AccountNotPermitted, BrokerError, UnusableAnswer, Verdict
@@ -54,6 +55,30 @@ class RevocationRefused(BrokerError):
     cure = "Tell the person to remove the access on the provider’s own page."
 
 
+class AccountGone(BrokerError):
+    """The provider says that we no longer have access to this account: it was removed there."""
+
+    code = "account_gone"
+    verdict = Verdict.PERSON
+    cure = "The person has to connect again."
+
+
+class WebhookRefused(BrokerError):
+    """A webhook's signature is missing, wrong or too old."""
+
+    code = "webhook_refused"
+    status = 401
+    cure = "Compare the OAuth app’s webhook secret with the one in the provider’s settings, and this machine’s clock."
+
+
+class WebhookInvalid(BrokerError):
+    """A signed webhook is not in the form that the provider documents."""
+
+    code = "webhook_invalid"
+    status = 400
+    cure = "Look at the delivery in the provider’s log; tell us if it is a form we should know."
+
+
 class GrantIncomplete(BrokerError):
     """The grant lacks what an import needs, so nothing can be imported with it."""
 
@@ -75,6 +100,45 @@ class Account:
     mode: Mode
     facts: Mapping[str, Any] = field(default_factory=dict)
     selector: str = ""
+
+
+@dataclass(frozen=True)
+class Condition:
+    """What a provider says of a connected account now. A member is None where the provider did not tell it."""
+
+    # The account read afresh: names change, ids do not.
+    account: Account | None = None
+    # What the grant may do now.
+    scopes: tuple[str, ...] | None = None
+
+
+class NoticeKind(StrEnum):
+    """What a provider's webhook means here."""
+
+    # Access has ended; the signed event is the truth, because nothing can be asked any more.
+    REVOKED = "revoked"
+    # Something changed: ask the provider.
+    CHANGED = "changed"
+    # An owner approved what a person asked for: `facts` name the installation and the requester.
+    APPROVED = "approved"
+    # Nothing to us.
+    NOTHING = "nothing"
+
+
+@dataclass(frozen=True)
+class Notice:
+    """A verified webhook: what it means, about which account, and when it happened where the provider says so."""
+
+    kind: NoticeKind
+    # The provider's own name for it, such as installation.deleted.
+    name: str
+    # The provider's id of this event or delivery, by which a replay is known.
+    delivery_id: str
+    account_id: str | None = None
+    mode: Mode | None = None
+    # Connections whose `account_facts` hold these are meant too, where the event names no account.
+    facts: Mapping[str, Any] = field(default_factory=dict)
+    occurred_at: datetime | None = None
 
 
 @dataclass(frozen=True)
@@ -115,6 +179,10 @@ def calls_within(http: Http, seconds: float) -> Call:
     return call
 
 
+def _never(_app: OAuthApp) -> bool:
+    return False
+
+
 @dataclass(frozen=True)
 class Provider:
     """One kind of service. Optional functions are None where the provider has no such thing."""
@@ -143,8 +211,20 @@ class Provider:
     no_pkce_because: str = ""
     # False where an import is built from the account alone, so that no token is needed for it.
     import_needs_grant: bool = True
-    # Whether the grant is still needed after a verified import: to refresh with, or to revoke with.
-    keeps_grant: bool = False
+    # Whether the grant is still needed after a verified import: to revoke with, or to ask about the account with.
+    keeps_grant: Callable[[OAuthApp], bool] = _never
+    # Whether the broker refreshes this app's grants; never where an import hands the refresh token over.
+    refreshes: Callable[[OAuthApp], bool] = _never
+    # Asks about a connected account with as few and as cheap calls as can be. Raises AccountGone, AccountSuspended,
+    # TokenRejected, NetworkError and others of this module.
+    probe: Callable[[OAuthApp, Account, Grant | None, Call, datetime], Condition] | None = None
+    # False where the app's own registration is enough for that.
+    probe_needs_grant: bool = True
+    # How many probes the provider's rate limits allow one process, for each app; leaves room for what people do.
+    probes_per_second: float = 1.0
+    # Verifies a webhook's raw body with any of the app's secrets and says what it means.
+    # Raises WebhookRefused for a wrong signature, WebhookInvalid for a body that is not what it says.
+    webhook: Callable[[OAuthApp, Mapping[str, str], bytes, datetime], Notice] | None = None
     # Whether a grant without an access token is worth keeping.
     requires_access_token: bool = True
     # Proof that the person behind the grant may connect this account. Raises AccountNotPermitted and others.
@@ -208,16 +288,22 @@ def clean(value: object, *, limit: int = NAME_LIMIT) -> str:
 
 __all__ = [
     "Account",
+    "AccountGone",
     "AccountNotPermitted",
     "Call",
+    "Condition",
     "Finding",
     "GrantIncomplete",
     "Mode",
+    "Notice",
+    "NoticeKind",
     "Provider",
     "ProviderRefused",
     "ProviderUnavailable",
     "RevocationRefused",
     "TokenRejected",
+    "WebhookInvalid",
+    "WebhookRefused",
     "calls_within",
     "clean",
     "is_limited",

@@ -67,7 +67,7 @@ def profile(app: OAuthApp) -> OAuthProfile:
         token_url=f"{web}/login/oauth/access_token",
         token_auth="client_secret_post",
         client_id=app.client_id,
-        client_secret=app.client_secrets[0],
+        client_secrets=app.client_secrets,
         # A GitHub App's permissions come from its registration; scopes are ignored.
         scopes=(),
         pkce=True,

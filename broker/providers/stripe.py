@@ -62,7 +62,7 @@ def profile(app: OAuthApp) -> OAuthProfile:
         token_url=f"{connect}/oauth/token",
         token_auth="secret_key_basic",
         client_id=app.client_id,
-        client_secret=app.client_secrets[0],
+        client_secrets=app.client_secrets,
         # Without a scope Stripe falls back to read_only, which a platform may not have.
         scopes=app.scopes or PROVIDER.default_scopes,
         pkce=False,
