@@ -16,7 +16,7 @@ from flask_migrate import Migrate
 from broker import __version__, logs
 from broker.apikeys import ApiKeys
 from broker.apps import AppCatalogue
-from broker.circuits import SEQUIN, Circuits
+from broker.circuits import SEQUIN, Circuits, app_circuit
 from broker.cli import BrokerCommands
 from broker.clock import Clock, SystemClock
 from broker.connections import Connections
@@ -34,8 +34,11 @@ from broker.links import Links
 from broker.matching import OAuthAppMatch, OAuthApps
 from broker.oauth import OAuth
 from broker.operators import Operators
+from broker.probes import Probes
 from broker.providers import discover
 from broker.reconciliation import Reconciliation
+from broker.refresh import Refreshes
+from broker.secret import digest
 from broker.sequin import Sequin
 from broker.services import Services
 from broker.sessions import Sessions
@@ -108,7 +111,11 @@ def build_services(settings: Settings, database: Database, clock: Clock) -> Serv
     oauth = OAuth(http, clock)
     vault = Vault(settings.encryption_keys)
     jobs = Jobs(database, clock)
-    circuits = Circuits(database, clock, jobs)
+    secrets = {
+        app_circuit(key): digest(" ".join(secret.reveal() for secret in app.client_secrets))
+        for key, app in settings.apps.items()
+    }
+    circuits = Circuits(database, clock, jobs, secrets=secrets)
     sequin = Sequin(
         http, url=settings.sequin_api_url, token=settings.sequin_api_token, clock=clock,
         watch=partial(circuits.watching, SEQUIN),
@@ -142,6 +149,10 @@ def build_services(settings: Settings, database: Database, clock: Clock) -> Serv
         verifications=Verifications(
             database=database, clock=clock, apps=apps, sequin=sequin, jobs=jobs, keep_grants=settings.keep_grants
         ),
+        refreshes=Refreshes(
+            database=database, clock=clock, apps=apps, vault=vault, oauth=oauth, circuits=circuits, jobs=jobs
+        ),
+        probes=Probes(database=database, clock=clock, apps=apps, vault=vault, http=http, circuits=circuits, jobs=jobs),
         disconnections=Disconnections(
             database=database, clock=clock, apps=apps, vault=vault, http=http, sequin=sequin, jobs=jobs
         ),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any
@@ -152,6 +153,10 @@ def _save(
         "scopes": list(what.grant.scopes),
         "host_metadata": metadata,
         "grant_sealed": vault.seal(what.grant.to_json(), grant_binding(ref, version)),
+        "grant_expires_at": what.grant.expires_at,
+        "refresh_expires_at": what.grant.refresh_expires_at,
+        "refreshing_since": None,
+        "interrupted_at": None,
         "token_version": version,
         "import_state": ImportState.PENDING,
         "import_error": None,
@@ -161,6 +166,9 @@ def _save(
         "health": None,
         "health_note": None,
         "checked_at": None,
+        "failing_since": None,
+        "trouble": None,
+        "probed_at": None,
         "revoked_at": None,
         "disconnected_at": None,
         "revocation": None,
@@ -173,6 +181,8 @@ def _save(
         # Job before connection, as the worker takes them: the other order could deadlock.
         revived = _revive(connection, flow, existing, jobs) if existing.disconnected_at else None
         jobs.enqueue(connection, "import", existing.id, after=revived or timedelta(0))
+        jobs.cancel(connection, "refresh", existing.id)
+        _refresh_in_time(connection, existing.id, what, jobs=jobs, now=now)
         if revived is not None:
             # The credential is made anew, and has no metadata.
             values["metadata_digest"] = None
@@ -187,7 +197,16 @@ def _save(
         .returning(_connections.c.id)
     ).scalar_one()  # fmt: skip
     jobs.enqueue(connection, "import", created)
+    _refresh_in_time(connection, created, what, jobs=jobs, now=now)
     return created, ref
+
+
+def _refresh_in_time(
+    connection: Connection, connection_id: int, what: Attachment, *, jobs: Jobs, now: datetime
+) -> None:
+    after = what.grant.refresh_after(now, random.random())  # noqa: S311 - spreads work out if what.app.refreshes else None
+    if after is not None:
+        jobs.enqueue(connection, "refresh", connection_id, after=after)
 
 
 def _revive(connection: Connection, flow: Row[Any], ended: Row[*tuple[Any, ...]], jobs: Jobs) -> timedelta:

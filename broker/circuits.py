@@ -35,7 +35,7 @@ from broker.errors import (
     by_code,
 )
 from broker.jobs import Jobs
-from broker.models import Circuit
+from broker.models import Circuit, ConnectedAccount
 from broker.providers.base import ProviderRefused, ProviderUnavailable, TokenRejected
 
 SEQUIN = "sequin"
@@ -43,15 +43,22 @@ OPENS_AFTER = 5
 """Failures in a row that open a circuit."""
 PROBE_SECONDS = 12.0
 """How often an open circuit lets one call through; with what a worker adds until it looks, under 15 seconds."""
+MIN_WAIT_SECONDS = 5.0
+HOPELESS_AFTER = 2
+"""Refusals of a registration after which background work stops trying it every few seconds."""
+HOPELESS_FOR = timedelta(minutes=15)
 KNOWN_SECONDS = 1.0
 """How long a process goes by what it has read."""
 
 NEEDS: Mapping[str, str] = MappingProxyType(dict.fromkeys(("import", "verify", "remove", "reconcile"), SEQUIN))
 """The circuit that each kind of job needs closed."""
+NEED_APP = ("refresh", "probe")
+"""The kinds of job that wait while the circuit of their connection's OAuth app is open."""
 
 log = structlog.get_logger(__name__)
 
 _circuits = table(Circuit)
+_connections = table(ConnectedAccount)
 
 
 def app_circuit(app_key: str) -> str:
@@ -72,6 +79,8 @@ class OpenCircuit:
     failures: int
     # Whether the next call may be let through already.
     is_due: bool
+    # Whether background work should leave it alone for longer, because trying once more would tell nothing new.
+    is_hopeless: bool = False
 
     @property
     def app_key(self) -> str | None:
@@ -94,7 +103,11 @@ class OpenCircuit:
 class Circuits:
     """Opens, probes and closes circuits."""
 
-    def __init__(self, database: Database, clock: Clock, jobs: Jobs) -> None:
+    def __init__(
+        self, database: Database, clock: Clock, jobs: Jobs, *, secrets: Mapping[str, str] | None = None
+    ) -> None:
+        """`secrets` has, for each circuit, a digest of what this process proves itself with."""
+        self._secrets = secrets or {}
         self._database = database
         self._clock = clock
         self._jobs = jobs
@@ -125,11 +138,29 @@ class Circuits:
             now = self._database.now(connection)
             claimed = connection.execute(
                 sa.update(_circuits)
-                .where(_circuits.c.name == name, _circuits.c.probe_at <= now)
-                .values(probe_at=now + timedelta(seconds=PROBE_SECONDS), updated_at=now)
+                .where(_circuits.c.name == name, sa.or_(_circuits.c.probe_at <= now, self._has_other_secrets(name)))
+                .values(probe_at=now + timedelta(seconds=PROBE_SECONDS), refused_secrets=None, updated_at=now)
             ).rowcount
         self._forget()
         return bool(claimed)
+
+    def _has_other_secrets(self, name: str) -> sa.ColumnElement[bool]:
+        """Tell whether what was refused is not what this process has: then nothing speaks against trying at once."""
+        return sa.and_(
+            _circuits.c.refused_secrets.is_not(None), _circuits.c.refused_secrets != self._secrets.get(name, "")
+        )
+
+    def admit(self, name: str) -> float | None:
+        """Let one call of background work through, or say for how many seconds to leave the other side alone.
+
+        A registration that was refused twice is not tried again soon unless its secrets have changed: thousands of
+        connections waiting for a refresh must not hammer, and a person who connects shows sooner that it works again.
+        """
+        self._forget()
+        circuit = self._rows().get(name)
+        if circuit is None or (circuit.is_due and not circuit.is_hopeless and self.claim(name)):
+            return None
+        return max(MIN_WAIT_SECONDS, (circuit.next_try_at - self._clock.now()).total_seconds())
 
     # --- telling ---------------------------------------------------------------------------------------
 
@@ -163,11 +194,19 @@ class Circuits:
                 return
             connection.execute(sa.delete(_circuits).where(_circuits.c.name == name))
             if before.opened_at is not None:
-                self._jobs.hasten(connection, [kind for kind, needed in NEEDS.items() if needed == name])
+                self._hasten(connection, name)
         self._forget()
         if before.opened_at is not None:
             log.info("circuit.closed", circuit=name, since=before.opened_at.isoformat())
             self._jobs.wakeup.set()
+
+    def _hasten(self, connection: Connection, name: str) -> None:
+        """Make everything due that waited for this circuit."""
+        self._jobs.hasten(connection, [kind for kind, needed in NEEDS.items() if needed == name])
+        kind, _, key = name.partition(":")
+        if kind == "app":
+            theirs = sa.select(_connections.c.id).where(_connections.c.app_key == key)
+            self._jobs.hasten(connection, NEED_APP, subjects=theirs, failed=True)
 
     def failed(self, name: str, failure: BrokerError, *, at_once: bool = False) -> None:
         """Count a failure; the fifth in a row, or one `at_once`, opens the circuit."""
@@ -185,6 +224,7 @@ class Circuits:
                 .where(_circuits.c.name == name)
                 .values(
                     failures=failures, updated_at=now, error=failure.code, error_detail=failure.detail[:500],
+                    refused_secrets=self._secrets.get(name) if isinstance(failure, ClientRefused) else None,
                     opened_at=(before.opened_at or now) if is_open else None,
                     probe_at=_next_probe(before.probe_at, now, failure) if is_open else None,
                 )
@@ -225,10 +265,17 @@ class Circuits:
                 error=row.error or "",
                 detail=row.error_detail or "",
                 failures=row.failures,
-                is_due=row.probe_at <= now,
+                is_due=row.probe_at <= now or self._is_news(row),
+                is_hopeless=row.error == ClientRefused.code
+                and row.failures >= HOPELESS_AFTER
+                and now - row.updated_at < HOPELESS_FOR
+                and not self._is_news(row),
             )
             for row in rows
         }
+
+    def _is_news(self, row: Row[Any]) -> bool:
+        return row.refused_secrets is not None and row.refused_secrets != self._secrets.get(row.name, "")
 
     def _forget(self) -> None:
         with self._lock:

@@ -21,11 +21,13 @@ from broker.errors import AppUnknown, BrokerError, Refused, by_code
 from broker.jobs import Jobs
 from broker.models import CleanUp, ConnectedAccount, EndUser, ImportState, Job, LinkUse
 from broker.references import ALPHABET
-from broker.status import NOTES, Status, status_expression, status_of
+from broker.status import NOTES, TROUBLES, Status, status_expression, status_of
 from broker.text import storable
 
 ENDED_SHOWN_FOR = timedelta(days=30)
 """How long a person still sees what was disconnected."""
+ENDING_SOON = timedelta(days=14)
+"""How long before a refresh token’s own end people are warned."""
 MOST_ON_A_PAGE = 100
 MOST_OF_ONE_PERSON = 500
 
@@ -194,6 +196,14 @@ class ConnectionView:
     disconnected_at: datetime | None
     created_at: datetime
     updated_at: datetime
+    # When a refresh was found to have been cut off; None otherwise.
+    interrupted_at: datetime | None = None
+    # What the provider said is wrong with the account: a key of TROUBLES; None when it said nothing is.
+    trouble: str | None = None
+    # Since when checks do not pass; None while the last one passed.
+    failing_since: datetime | None = None
+    # When the refresh token ends by itself; None where it does not or nobody said.
+    refresh_expires_at: datetime | None = None
     # What a disconnect does besides; None while the connection lives.
     ending: Ending | None = None
     # The provider's own page about this connection; None where it has none.
@@ -203,6 +213,8 @@ class ConnectionView:
     def note(self) -> str:
         """One sentence for the person whose account it is."""
         told = self.ending.note if self.ending is not None else ""
+        if self.status is Status.ERROR and self.trouble is not None and self.trouble in TROUBLES:
+            told = TROUBLES[self.trouble].person
         return (told or NOTES[self.status]).format(provider=self.provider_title)
 
     @property
@@ -220,13 +232,14 @@ class ConnectionView:
     @property
     def can_retry(self) -> bool:
         """Whether asking for the import again would do something."""
-        ended = self.disconnected_at is not None or self.revoked_at is not None
-        return not ended and (self.hand_off.state is not ImportState.IMPORTED or self.hand_off.drift is not None)
+        ended = self.disconnected_at or self.revoked_at or self.interrupted_at
+        return ended is None and (self.hand_off.state is not ImportState.IMPORTED or self.hand_off.drift is not None)
 
 
 _OPERATOR_NOTES: Mapping[Status, str] = MappingProxyType(
     {
         Status.REVOKED: "The provider says that the grant is gone. The person has to connect again.",
+        Status.INTERRUPTED: "A refresh was cut off after the old token was spent. The person has to connect again.",
         Status.ERROR: "The last check did not pass. The person has to connect again.",
         Status.IMPORT_FAILED: "Sequin has not taken it yet. Retry the import.",
         Status.PENDING: "Waiting for its turn to be imported into Sequin.",
@@ -314,10 +327,12 @@ class Connections:
         """Ask for a check now; a worker makes it. Raises ConnectionUnknown or ConnectionEnded."""
         with self._database.write() as connection:
             row = _standing(connection, ref)
-            if row.disconnected_at is not None or row.revoked_at is not None:
+            if row.disconnected_at or row.revoked_at or row.interrupted_at:
                 raise ConnectionEnded
             if row.import_state == ImportState.IMPORTED:
                 self._jobs.enqueue(connection, "verify", row.id)
+            if row.app_key in self._apps and self._apps.get(row.app_key).provider.probe is not None:
+                self._jobs.enqueue(connection, "probe", row.id)
         self._jobs.wakeup.set()
 
     def retry(self, ref: str, *, actor: Actor) -> None:
@@ -328,7 +343,7 @@ class Connections:
         now = self._clock.now()
         with self._database.write() as connection:
             row = _standing(connection, ref)
-            if row.disconnected_at is not None or row.revoked_at is not None:
+            if row.disconnected_at or row.revoked_at or row.interrupted_at:
                 raise ConnectionEnded
             if row.import_state == ImportState.IMPORTED and row.drift is None:
                 return
@@ -376,18 +391,29 @@ class Connections:
             account=account,
             scopes=tuple(row.scopes),
             status=status_of(row, self._clock.now()),
-            health=Health(row.health or "unknown", (row.health_note,) if row.health_note else (), row.checked_at),
+            health=Health(row.health or "unknown", self._health_notes(row), row.checked_at),
             hand_off=_hand_off(row),
             metadata=MappingProxyType(dict(row.host_metadata)),
             holds_grant=row.holds_grant,
             connected_at=row.connected_at,
             revoked_at=row.revoked_at,
+            interrupted_at=row.interrupted_at,
             disconnected_at=row.disconnected_at,
             created_at=row.created_at,
             updated_at=row.updated_at,
             ending=_ending(row),
+            trouble=row.trouble,
+            failing_since=row.failing_since,
+            refresh_expires_at=row.refresh_expires_at if row.holds_grant else None,
             manage_url=self._manage_url(row),
         )
+
+    def _health_notes(self, row: _Row) -> tuple[str, ...]:
+        notes: tuple[str, ...] = (row.health_note,) if row.health_note else ()
+        ends = row.refresh_expires_at if row.holds_grant else None
+        if ends is not None and ends - self._clock.now() < ENDING_SOON:
+            notes += (f"The refresh token ends on {ends:%Y-%m-%d}. The person has to connect again before.",)
+        return notes
 
     def _manage_url(self, row: _Row) -> str | None:
         if row.app_key not in self._apps:
@@ -446,7 +472,7 @@ def _hand_off(row: _Row) -> HandOff:
         cure=cure_of(code) if code else "",
         drift=row.drift,
         failures=row.failures or 0,
-        failing_since=row.failing_since,
+        failing_since=row.import_failing_since,
         next_attempt_at=row.due_at,
     )
 
@@ -479,7 +505,7 @@ def _viewed() -> _Query:
             Job.error.label("job_error"),
             Job.error_detail.label("job_error_detail"),
             Job.failures,
-            Job.failing_since,
+            Job.failing_since.label("import_failing_since"),
             Job.due_at,
             revoke.error.label("revoke_error"),
             revoke.error_detail.label("revoke_detail"),
@@ -578,7 +604,9 @@ def _standing(connection: Connection, ref: str) -> _Row:
                 ConnectedAccount.id,
                 ConnectedAccount.import_state,
                 ConnectedAccount.disconnected_at,
+                ConnectedAccount.app_key,
                 ConnectedAccount.revoked_at,
+                ConnectedAccount.interrupted_at,
                 ConnectedAccount.drift,
             ).where(ConnectedAccount.ref == ref)
         ).one_or_none()

@@ -6,8 +6,10 @@ SQLite and PostgreSQL run the same code. Work is done in two kinds of unit: `Dat
 
 from __future__ import annotations
 
+import fcntl
 import os
 import sqlite3
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
@@ -28,6 +30,9 @@ from broker.errors import BrokerError
 
 SQLITE_BUSY_MS = 8_000
 """How long a writer waits for another process's write lock; well inside the 20 s a callback may take."""
+
+ALONE_KEYS = 0x62726F << 40
+"""Sets the keys of `Database.alone` apart from other uses of PostgreSQL's advisory locks."""
 
 UNUSABLE = {"25006": "read-only", "42P01": "a table is missing"}
 """PostgreSQL's codes for a server that takes no writes and for tables not made yet (appendix A of its manual)."""
@@ -157,6 +162,8 @@ class Database:
         self.engine = engine
         self._clock = clock
         self._reader = engine.execution_options(readonly=True)
+        self._locks: _RangeLocks | None = None
+        self._opening = threading.Lock()
 
     @property
     def is_sqlite(self) -> bool:
@@ -199,9 +206,82 @@ class Database:
             return self._clock.now()
         return connection.execute(sa.select(sa.func.clock_timestamp())).scalar_one().astimezone(UTC)  # type: ignore[no-any-return]
 
+    @contextmanager
+    def alone(self, key: int) -> Iterator[bool]:
+        """Hold the one right to `key` that any process on this database can have, and give it back at the end.
+
+        Yields False when somebody has it. Unlike a lease it does not run out while its holder is paused, and it ends
+        with the process however that dies. Behind a pooler that shares PostgreSQL sessions it protects less.
+        """
+        with self._hold_file(key) if self.is_sqlite else self._hold_session(key) as alone:
+            yield alone
+
+    @contextmanager
+    def _hold_session(self, key: int) -> Iterator[bool]:
+        which = {"key": ALONE_KEYS | key}
+        # Its own session for as long as it lasts, and no transaction.
+        with _honest_failures(), self.engine.connect() as opened:
+            connection = opened.execution_options(isolation_level="AUTOCOMMIT")
+            alone: bool = connection.execute(sa.text("SELECT pg_try_advisory_lock(:key)"), which).scalar_one()
+            try:
+                yield alone
+            finally:
+                if alone:
+                    _give_back(connection, which)
+
+    @contextmanager
+    def _hold_file(self, key: int) -> Iterator[bool]:
+        if self._locks is None or self._locks.pid != os.getpid():
+            with self._opening:
+                if self._locks is None or self._locks.pid != os.getpid():
+                    self._locks = _RangeLocks(Path(f"{self.engine.url.database}-alone"))
+        with self._locks.hold(key) as alone:
+            yield alone
+
     def after_fork(self) -> None:
         """Forget the parent's connections; call once in a child process."""
         self.engine.dispose(close=False)
+
+
+def _give_back(connection: Connection, which: dict[str, int]) -> None:
+    try:
+        connection.execute(sa.text("SELECT pg_advisory_unlock(:key)"), which)
+    except sa.exc.DBAPIError:
+        # The session is gone, and the right with it; it must not come back from the pool.
+        connection.invalidate()
+
+
+class _RangeLocks:
+    """Locks on single bytes of a file beside the embedded database; the system frees them when a process ends."""
+
+    def __init__(self, path: Path) -> None:
+        self.pid = os.getpid()
+        # Open for as long as the process lives: closing any descriptor of the file would free them all.
+        self._file = os.open(path, os.O_CREAT | os.O_RDWR, 0o600)
+        self._mine: set[int] = set()
+        self._lock = threading.Lock()
+
+    @contextmanager
+    def hold(self, key: int) -> Iterator[bool]:
+        """Yield whether this thread alone has the byte `key`."""
+        with self._lock:
+            alone = key not in self._mine and self._take(key)
+            if alone:
+                self._mine.add(key)
+        try:
+            yield alone
+        finally:
+            if alone:
+                with self._lock:
+                    fcntl.lockf(self._file, fcntl.LOCK_UN, 1, key)
+                    self._mine.discard(key)
+
+    def _take(self, key: int) -> bool:
+        try:
+            fcntl.lockf(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB, 1, key)
+        except (BlockingIOError, PermissionError):
+            return False
+        return True
 
 
 @contextmanager

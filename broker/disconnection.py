@@ -123,7 +123,8 @@ class Disconnections:
             self._jobs.enqueue(connection, "revoke", row.id)
         self._jobs.enqueue(connection, "remove", row.id)
         was_importing = self._jobs.take_back(connection, "import", row.id) is not None
-        self._jobs.cancel(connection, "verify", row.id)
+        for kind in ("verify", "refresh", "probe"):
+            self._jobs.cancel(connection, kind, row.id)
         values: dict[str, object] = {
             "disconnected_at": now,
             "updated_at": now,

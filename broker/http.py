@@ -169,12 +169,16 @@ class _TimedReader(io.RawIOBase):
         return True
 
     def readinto(self, buffer: WriteableBuffer, /) -> int | None:
-        self._sock.settimeout(self._call.patience(READ_SECONDS))
+        # Past the deadline nothing is waited for, but what has arrived is still read: a process that was paused
+        # must not throw away the only copy of a token.
+        self._sock.settimeout(max(0.0, min(READ_SECONDS, self._call.deadline.remaining())))
         try:
             count = self._raw.readinto(buffer)
-        except TimeoutError as error:
+        except (TimeoutError, ssl.SSLWantReadError) as error:
             raise self._call.failure(DeadlineExceeded, "no answer in time") from error
-        self._call.received(count or 0)
+        if count is None:
+            raise self._call.failure(DeadlineExceeded, "no answer in time")
+        self._call.received(count)
         self.ended = count == 0
         return count
 

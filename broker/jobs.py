@@ -204,8 +204,12 @@ class Jobs:
     def renew(self, job: LeasedJob) -> bool:
         """Extend the lease right before acting. False means that somebody else has the job: do nothing."""
         with self._database.write() as connection:
-            until = self._database.now(connection) + timedelta(seconds=LEASE_SECONDS)
-            return self._held(connection, job, {"due_at": until}) is not None
+            return self.renew_with(connection, job)
+
+    def renew_with(self, connection: Connection, job: LeasedJob) -> bool:
+        """Extend the lease in the caller's transaction. False means that somebody else has the job."""
+        until = self._database.now(connection) + timedelta(seconds=LEASE_SECONDS)
+        return self._held(connection, job, {"due_at": until}) is not None
 
     def release(self, job: LeasedJob) -> None:
         """Hand an untouched job back at once, in its old place; for a worker that stops or had better wait."""
@@ -220,18 +224,20 @@ class Jobs:
         *,
         after: timedelta = timedelta(0),
         subjects: sa.Select[tuple[int]] | None = None,
+        failed: bool = False,
     ) -> int:
         """Make jobs due that wait because of something that has passed, in the caller's transaction.
 
-        Without `subjects` those with an error; with them every waiting job about one of these.
-        Returns how many.
+        Without `subjects` those with an error; with them every waiting job about one of these, or only those with
+        an error for `failed`. Returns how many.
         """
         now = self._database.now(connection)
         waiting = (
             _jobs.c.kind.in_(kinds),
             _jobs.c.state == JobState.WAITING,
             _jobs.c.due_at > now + after,
-            _jobs.c.error.is_not(None) if subjects is None else _jobs.c.subject_id.in_(subjects),
+            sa.true() if subjects is None else _jobs.c.subject_id.in_(subjects),
+            _jobs.c.error.is_not(None) if failed or subjects is None else sa.true(),
         )
         # Whoever holds one of them now decides about it; waiting for them in another order could deadlock.
         query = sa.select(_jobs.c.id).where(*waiting).with_for_update(skip_locked=True)

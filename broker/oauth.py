@@ -53,6 +53,9 @@ PASSING = frozenset({"temporarily_unavailable", "server_error", "rate_limit", "s
 RESERVED = frozenset(
     {"client_id", "redirect_uri", "response_type", "scope", "state", "code_challenge", "code_challenge_method"}
 )
+EARLIEST, LATEST = 0.6, 0.8
+"""A token is refreshed between these shares of its life, so that those made together spread out."""
+SOONEST_REFRESH = 0.2
 # Some providers write "never" as ten years and more.
 LONGEST_LIFE = 100 * 366 * 24 * 3600
 
@@ -377,6 +380,16 @@ class Grant:
         except (ValueError, KeyError, TypeError):
             # `from None`: the decoder's error carries the document.
             raise Unreadable("what was sealed is not a grant") from None
+
+    def refresh_after(self, now: datetime, jitter: float) -> timedelta | None:
+        """Return how long to wait before refreshing it; None where it does not end or cannot be refreshed.
+
+        `jitter` is between 0 and 1.
+        """
+        if self.refresh_token is None or self.expires_at is None:
+            return None
+        life = (self.expires_at - now).total_seconds()
+        return timedelta(seconds=max(SOONEST_REFRESH, life * (EARLIEST + (LATEST - EARLIEST) * jitter)))
 
     def renewed(
         self, answer: Mapping[str, object], *, received_at: datetime, access_seconds: int | None = None

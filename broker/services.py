@@ -21,7 +21,9 @@ from broker.keyring import KeyRing
 from broker.links import Links
 from broker.matching import OAuthApps
 from broker.operators import Operators
+from broker.probes import Probes
 from broker.reconciliation import Reconciliation
+from broker.refresh import Refreshes
 from broker.sequin import Sequin
 from broker.sessions import Sessions
 from broker.settings import Settings
@@ -46,6 +48,8 @@ class Services:
     connections: Connections
     deliveries: Deliveries
     verifications: Verifications
+    refreshes: Refreshes
+    probes: Probes
     disconnections: Disconnections
     reconciliation: Reconciliation
     sequin: Sequin

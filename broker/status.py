@@ -7,6 +7,7 @@ The status is worked out here and nowhere else, twice over the same steps: `stat
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from datetime import datetime, timedelta
 from enum import StrEnum
 from types import MappingProxyType
@@ -25,13 +26,13 @@ class Status(StrEnum):
 
     DISCONNECTED = "disconnected"
     REVOKED = "revoked"
+    INTERRUPTED = "interrupted"
     ERROR = "error"
     IMPORT_FAILED = "import_failed"
     AWAITING_APPROVAL = "awaiting_approval"
     PENDING = "pending"
     UNKNOWN = "unknown"
     OK = "ok"
-    INTERRUPTED = "interrupted"
 
 
 NOTES: Mapping[Status, str] = MappingProxyType(
@@ -44,10 +45,38 @@ NOTES: Mapping[Status, str] = MappingProxyType(
         Status.PENDING: "We are finishing set-up. This takes a minute or two.",
         Status.UNKNOWN: "This account is connected. It was not checked in the last day.",
         Status.OK: "This account is connected, and its last check passed.",
-        Status.INTERRUPTED: "Connecting was interrupted, and nothing was kept. Start again.",
+        Status.INTERRUPTED: "Renewing the access to this account was interrupted. Reconnect it to go on.",
     }
 )
 """One sentence for each status, for the person whose account it is."""
+
+
+@dataclass(frozen=True)
+class Trouble:
+    """What is wrong with an account at its provider: a sentence for the person, and one for operators."""
+
+    person: str
+    operator: str
+
+
+TROUBLES: Mapping[str, Trouble] = MappingProxyType(
+    {
+        "account_suspended": Trouble(
+            "{provider} has suspended our access to this account. Its owner can allow it again there.",
+            "The provider has suspended access to this account. Its owner has to lift the suspension there.",
+        ),
+        "permissions_reduced": Trouble(
+            "Some permissions of this account were taken back at {provider}. Reconnect it to go on.",
+            "The grant holds fewer permissions than when it was given. The person has to connect again.",
+        ),
+        "refresh_failing": Trouble(
+            "{provider} is not renewing our access at the moment. You do not need to do anything.",
+            "The token has ended and could not be renewed yet. It is tried again by itself; look at the provider’s "
+            "status and at this OAuth app’s circuit.",
+        ),
+    }
+)
+"""By the code in the column `trouble`."""
 
 
 class StatusFacts(Protocol):
@@ -60,6 +89,10 @@ class StatusFacts(Protocol):
     @property
     def revoked_at(self) -> datetime | None:
         """When the provider said that the grant is gone."""
+
+    @property
+    def interrupted_at(self) -> datetime | None:
+        """When a refresh was found to have been cut off."""
 
     @property
     def health(self) -> str | None:
@@ -80,6 +113,7 @@ def status_of(facts: StatusFacts, now: datetime) -> Status:
     steps = (
         (facts.disconnected_at is not None, Status.DISCONNECTED),
         (facts.revoked_at is not None, Status.REVOKED),
+        (facts.interrupted_at is not None, Status.INTERRUPTED),
         (facts.health == "error", Status.ERROR),
         (facts.import_state in {ImportState.PARKED, ImportState.HELD}, Status.IMPORT_FAILED),
         (facts.import_state == ImportState.PENDING, Status.PENDING),
@@ -94,6 +128,7 @@ def status_expression(now: datetime) -> sa.Case[str]:
     return sa.case(
         (row.disconnected_at.is_not(None), Status.DISCONNECTED.value),
         (row.revoked_at.is_not(None), Status.REVOKED.value),
+        (row.interrupted_at.is_not(None), Status.INTERRUPTED.value),
         (row.health == "error", Status.ERROR.value),
         (row.import_state.in_([ImportState.PARKED, ImportState.HELD]), Status.IMPORT_FAILED.value),
         (row.import_state == ImportState.PENDING, Status.PENDING.value),

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable
+from datetime import timedelta
 from typing import Any, ClassVar
 
 import sqlalchemy as sa
@@ -156,6 +157,9 @@ class Verifications:
         return outcome
 
     def _save(self, connection: Connection, row: Row[Any], found: Drift | None) -> None:
+        if found is None and row.verified_at is None and self._apps.get(row.app_key).provider.probe is not None:
+            # From now on its provider is asked about it too. Jobs come before the connection, in everybody's order.
+            self._jobs.enqueue(connection, "probe", row.id, after=timedelta(seconds=self._next()))
         now = self._clock.now()
         changed = connection.execute(
             sa.update(_connections)
@@ -184,13 +188,20 @@ class Verifications:
 
     def _finding(self, row: Row[Any], found: Drift | None) -> dict[str, object]:
         if found is not None:
-            told = {"health": "error", "health_note": f"{found.sentence} {found.cure}", "drift": found.code}
+            told: dict[str, object] = {
+                "health": "error", "health_note": f"{found.sentence} {found.cure}", "drift": found.code,
+                "failing_since": sa.func.coalesce(_connections.c.failing_since, self._clock.now()),
+            }  # fmt: skip
             # A credential made anew has no metadata: send it again.
-            return told | {"metadata_digest": None} if isinstance(found, CredentialMissing) else dict(told)
+            return told | {"metadata_digest": None} if isinstance(found, CredentialMissing) else told
         passed: dict[str, object] = {
-            "health": "ok", "health_note": None, "drift": None, "verified_at": self._clock.now(),
-            "superseded_credential_id": None,
+            "drift": None, "verified_at": self._clock.now(), "superseded_credential_id": None,
         }  # fmt: skip
+        # What the provider says is wrong stays until the provider takes it back.
+        troubled = _connections.c.trouble.is_not(None)
+        for name, value in (("health", "ok"), ("health_note", None), ("failing_since", None)):
+            column = _connections.c[name]
+            passed[name] = sa.case((troubled, column), else_=sa.literal(value, column.type))
         if not self._keep_grants and not self._apps.get(row.app_key).keeps_grant:
             passed["grant_sealed"] = None
         return passed

@@ -17,7 +17,9 @@ from broker.errors import BrokerError, Verdict
 from broker.flows import Flows
 from broker.jobs import Done, Jobs, LeasedJob, Outcome, Retry
 from broker.journal import FlowJournal
+from broker.probes import Probes
 from broker.reconciliation import Reconciliation
+from broker.refresh import Refreshes
 from broker.verification import Verifications
 
 IDLE_SECONDS = 0.5
@@ -40,6 +42,8 @@ class Worker:
         journal: FlowJournal,
         deliveries: Deliveries,
         verifications: Verifications,
+        refreshes: Refreshes,
+        probes: Probes,
         disconnections: Disconnections,
         reconciliation: Reconciliation,
         circuits: Circuits,
@@ -67,6 +71,8 @@ class Worker:
         self._handlers: Mapping[str, Callable[[LeasedJob], Outcome]] = {
             "import": deliveries.run,
             "verify": verifications.run,
+            "refresh": refreshes.run,
+            "probe": probes.run,
             "revoke": disconnections.run_revoke,
             "remove": disconnections.run_remove,
             "reconcile": reconciliation.run,

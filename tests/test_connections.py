@@ -32,6 +32,7 @@ DAY = timedelta(hours=24)
 class Facts:
     disconnected_at: datetime | None = None
     revoked_at: datetime | None = None
+    interrupted_at: datetime | None = None
     health: str | None = None
     checked_at: datetime | None = None
     import_state: str = ImportState.IMPORTED
@@ -63,7 +64,8 @@ def refs(house: House, **filters: Any) -> list[str]:
         (Facts(health="ok"), Status.UNKNOWN),
         (Facts(health="ok", checked_at=START, import_state=ImportState.PENDING), Status.PENDING),
         (Facts(health="error", checked_at=START, import_state=ImportState.PARKED), Status.ERROR),
-        (Facts(revoked_at=START, health="error"), Status.REVOKED),
+        (Facts(interrupted_at=START, health="error"), Status.INTERRUPTED),
+        (Facts(revoked_at=START, interrupted_at=START, health="error"), Status.REVOKED),
         (Facts(disconnected_at=START, revoked_at=START, health="ok", checked_at=START), Status.DISCONNECTED),
     ],
 )
@@ -73,13 +75,13 @@ def test_the_first_step_that_applies_is_the_status(facts: Facts, status: Status)
 
 def test_the_status_in_sql_is_the_status_in_python(house: House) -> None:
     ages = [None, timedelta(0), DAY - timedelta(seconds=1), DAY, DAY + timedelta(seconds=1), timedelta(days=40)]
-    combinations = product([None, START], [None, START], [None, "ok", "error"], ages, ImportState)
+    combinations = product([None, START], [None, START], [None, START], [None, "ok", "error"], ages, ImportState)
     person = house.end_user("user-1")
     expected: dict[str, Status] = {}
-    for disconnected_at, revoked_at, health, age, state in combinations:
-        facts = Facts(disconnected_at, revoked_at, health, None if age is None else START - age, state)
+    for disconnected_at, revoked_at, interrupted_at, health, age, state in combinations:
+        facts = Facts(disconnected_at, revoked_at, interrupted_at, health, None if age is None else START - age, state)
         expected[house.connection(person, **vars(facts))] = status_of(facts, START)
-    assert set(expected.values()) == set(Status) - {Status.AWAITING_APPROVAL, Status.INTERRUPTED}
+    assert set(expected.values()) == set(Status) - {Status.AWAITING_APPROVAL}
     with house.database.read() as connection:
         told = connection.execute(sa.select(ConnectedAccount.ref, status_expression(START))).all()
     assert {ref: Status(status) for ref, status in told} == expected

@@ -50,6 +50,8 @@ def build_worker(services: Services, threads: int) -> Worker:
         journal=services.journal,
         deliveries=services.deliveries,
         verifications=services.verifications,
+        refreshes=services.refreshes,
+        probes=services.probes,
         disconnections=services.disconnections,
         reconciliation=services.reconciliation,
         circuits=services.circuits,

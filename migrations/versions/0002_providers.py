@@ -32,6 +32,12 @@ def upgrade() -> None:
         )
     with op.batch_alter_table("circuits") as batch:
         batch.add_column(sa.Column("refused_secrets", sa.String(length=64), nullable=True))
+    # Every live connection is looked at now and then at its provider; until now only Sequin was asked.
+    op.execute(
+        "INSERT INTO jobs (kind, subject_id, state, due_at, fence, generation, failures, created_at, updated_at) "
+        "SELECT 'probe', id, 'waiting', CURRENT_TIMESTAMP, 0, 0, 0, CURRENT_TIMESTAMP, CURRENT_TIMESTAMP "
+        "FROM connections WHERE disconnected_at IS NULL"
+    )
     op.create_table(
         "provider_events",
         sa.Column("id", sa.BigInteger().with_variant(sa.Integer(), "sqlite"), nullable=False),
@@ -60,6 +66,7 @@ def downgrade() -> None:
     with op.batch_alter_table("flows") as batch:
         batch.drop_constraint(op.f("fk_flows_reconnects_id_connections"), type_="foreignkey")
         batch.drop_column("reconnects_id")
+    op.execute("DELETE FROM jobs WHERE kind IN ('probe', 'refresh', 'provider_event')")
     # What has no account yet has no place in the older tables.
     waiting = "(SELECT id FROM connections WHERE account_id IS NULL)"
     op.execute(f"UPDATE flows SET connection_id = NULL WHERE connection_id IN {waiting}")
