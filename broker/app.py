@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from datetime import timedelta
 from functools import partial
 from importlib.resources import files
@@ -36,6 +37,7 @@ from broker.oauth import OAuth
 from broker.operators import Operators
 from broker.probes import Probes
 from broker.providers import discover
+from broker.providers.base import Provider
 from broker.reconciliation import Reconciliation
 from broker.refresh import Refreshes
 from broker.secret import digest
@@ -105,8 +107,10 @@ def connect_database(app: Flask, settings: Settings, clock: Clock) -> Database:
     return Database(engine, clock)
 
 
-def build_services(settings: Settings, database: Database, clock: Clock) -> Services:
-    """Build the collaborators, each from those below it."""
+def build_services(
+    settings: Settings, database: Database, clock: Clock, providers: Mapping[str, Provider] | None = None
+) -> Services:
+    """Build the collaborators, each from those below it; `providers` are those discovered unless given."""
     http = Http(allow_plain_loopback=not settings.production, user_agent=f"sequin-oauth-broker/{__version__}")
     oauth = OAuth(http, clock)
     vault = Vault(settings.encryption_keys)
@@ -121,7 +125,7 @@ def build_services(settings: Settings, database: Database, clock: Clock) -> Serv
         watch=partial(circuits.watching, SEQUIN),
     )  # fmt: skip
     match = OAuthAppMatch(sequin, clock)
-    apps = AppCatalogue(settings.apps, discover())
+    apps = AppCatalogue(settings.apps, providers or discover())
     key_ring = KeyRing(database, vault, clock)
     connections = Connections(database, clock, apps, jobs)
     lifetime = timedelta(minutes=settings.flow_minutes)

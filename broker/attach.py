@@ -204,7 +204,9 @@ def _save(
 def _refresh_in_time(
     connection: Connection, connection_id: int, what: Attachment, *, jobs: Jobs, now: datetime
 ) -> None:
-    after = what.grant.refresh_after(now, random.random())  # noqa: S311 - spreads work out if what.app.refreshes else None
+    if not what.app.refreshes:
+        return
+    after = what.grant.refresh_after(now, random.random())  # noqa: S311 - spreads work out
     if after is not None:
         jobs.enqueue(connection, "refresh", connection_id, after=after)
 

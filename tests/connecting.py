@@ -28,6 +28,7 @@ from broker.jobs import Jobs, LeasedJob
 from broker.journal import Browser, FlowJournal
 from broker.links import LinkRequest
 from broker.models import AuditRecord, Claim, ConnectedAccount, Flow, Hop, Job, LinkUse
+from broker.providers.base import Provider
 from broker.providers.github import GitHubOptions
 from broker.secret import Secret
 from broker.services import Services
@@ -286,18 +287,20 @@ def state_in(address: str) -> Secret:
 
 
 @contextmanager
-def open_bench(database_url: str, **settings: Any) -> Iterator[Bench]:
-    """Lend a bench on a migrated database."""
+def open_bench(
+    database_url: str, *, providers: Mapping[str, Provider] | None = None, **settings: Any
+) -> Iterator[Bench]:
+    """Lend a bench on a migrated database, with other providers where they are given."""
     offered = {"stripe": stripe_app("stripe"), "stripe-test": stripe_app("stripe-test"), "github": github_app()}
     with open_house(database_url, **({"apps": offered} | settings)) as house:
         house.database = ManualDatabase(house.database.engine, house.clock)
         with responses.RequestsMock(assert_all_requests_are_fired=False) as network:
-            yield _bench(house, network)
+            yield _bench(house, network, providers)
 
 
-def _bench(house: House, network: responses.RequestsMock) -> Bench:
+def _bench(house: House, network: responses.RequestsMock, providers: Mapping[str, Provider] | None) -> Bench:
     # As the composition root builds them, so that a new collaborator needs no change here.
-    services = build_services(house.settings, house.database, house.clock)
+    services = build_services(house.settings, house.database, house.clock, providers)
     return Bench(
         house=house,
         network=network,
