@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import os
+import signal
 import stat
 import subprocess
 import sys
 import threading
+import time
 import traceback
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta, timezone
 from pathlib import Path
 
@@ -292,6 +296,77 @@ def test_an_exhausted_pool_is_an_unavailable_database(database_url: str) -> None
     with database.read(), pytest.raises(DatabaseUnavailable, match="pool exhausted"), database.read():
         pass
     database.engine.dispose()
+
+
+# --- being alone with something ---------------------------------------------------------------------------
+
+
+HOLDER = """
+import sys
+import sqlalchemy as sa
+from broker.clock import SystemClock
+from broker.db import Database, engine_options, prepare
+engine = sa.create_engine(sys.argv[1], **engine_options(sys.argv[1]))
+prepare(engine)
+with Database(engine, SystemClock()).alone(7) as alone:
+    print(alone, flush=True)
+    sys.stdin.read()
+"""
+
+
+@contextmanager
+def another_process(url: str) -> Iterator[subprocess.Popen[str]]:
+    """Lend a process that holds, or tries to hold, the right to key 7."""
+    command = [sys.executable, "-c", HOLDER, url]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
+        try:
+            yield process
+        finally:
+            process.kill()
+
+
+def told(process: subprocess.Popen[str]) -> str:
+    assert process.stdout is not None
+    return process.stdout.readline().strip()
+
+
+def test_one_alone_has_a_right_for_as_long_as_it_lives_even_while_it_is_paused(
+    database: Database, database_url: str
+) -> None:
+    with another_process(database_url) as holder:
+        assert told(holder) == "True"
+        with another_process(database_url) as other:
+            assert told(other) == "False"
+        os.kill(holder.pid, signal.SIGSTOP)
+        with database.alone(7) as alone, database.alone(8) as other_key:
+            assert (alone, other_key) == (False, True)
+        os.kill(holder.pid, signal.SIGKILL)
+        holder.wait()
+        assert wait_until_alone(database)
+
+
+def wait_until_alone(database: Database) -> bool:
+    """Tell whether the right comes free; PostgreSQL takes a moment to see that a client is gone."""
+    ends = time.monotonic() + 20
+    while time.monotonic() < ends:
+        with database.alone(7) as alone:
+            if alone:
+                return True
+    return False
+
+
+def test_the_threads_of_one_process_keep_each_other_out_too(database: Database) -> None:
+    with database.alone(7) as first, database.alone(7) as second:
+        assert (first, second) == (True, False)
+    with database.alone(7) as again:
+        assert again
+
+
+def test_a_failure_gives_the_right_back(database: Database) -> None:
+    with pytest.raises(ValueError, match="inside"), database.alone(7):
+        raise ValueError("inside")
+    with database.alone(7) as alone:
+        assert alone
 
 
 # --- migrations -----------------------------------------------------------------------------------------
