@@ -13,6 +13,7 @@ from broker.sandbox.consent import parse_consent
 from broker.sandbox.emit import parse_order, prepare
 from broker.sandbox.faults import Unscripted, parse_fault
 from broker.sandbox.options import parse_options
+from broker.sandbox.rotation import parse_rules
 from broker.sandbox.sequin.store import Health
 from broker.sandbox.snapshot import snapshot
 from broker.sandbox.webhooks import send
@@ -82,6 +83,15 @@ def set_options() -> Response:
     return jsonify(asdict(world.options))
 
 
+@blueprint.post("/tokens")
+def tokens() -> Response:
+    """Say how long access tokens live from now on, and whether a reused refresh token ends its family."""
+    world, asked = current_world(), _object()
+    with world.lock:
+        world.rotations.rules = parse_rules(world.rotations.rules, asked)
+    return jsonify(asdict(world.rotations.rules))
+
+
 @blueprint.post("/health")
 def health() -> Response:
     """Set a credential's health at Sequin, as if its own checks had found something."""
@@ -103,9 +113,12 @@ def emit() -> Response:
     world, order = current_world(), parse_order(_object())
     with world.lock:
         delivery = prepare(world, order)
+    if order.unsigned:
+        delivery = delivery.unsigned()
     # Not under the lock: the broker may well ask the sandbox something before it answers.
     try:
-        status, text = send(delivery)
+        for _ in range(order.times):
+            status, text = send(delivery)
     except (OSError, HTTPException) as error:
         answer = jsonify(error=f"The broker at {delivery.url} did not answer: {type(error).__name__}.", status=None)
         answer.status_code = 502

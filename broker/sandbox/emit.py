@@ -28,7 +28,12 @@ MEMBERS = (
     "id",
     "secret",
     "timestamp",
+    "created",
+    "unsigned",
+    "times",
 )
+PROVIDERS = ("stripe", "stripe_app", "github")
+MOST_TIMES = 100
 
 
 @dataclass(frozen=True)
@@ -46,7 +51,13 @@ class Order:
     effect: bool = True
     id: str | None = None
     secret: str | None = None
+    # When it was signed and, for Stripe, when it happened; both are now unless told otherwise.
     timestamp: int | None = None
+    created: int | None = None
+    # Sent without the header that carries the signature.
+    unsigned: bool = False
+    # How often the very same delivery is sent.
+    times: int = 1
 
 
 def parse_order(asked: Mapping[str, object]) -> Order:
@@ -55,13 +66,13 @@ def parse_order(asked: Mapping[str, object]) -> Order:
     if unknown:
         raise Unscripted(f"Unknown member {unknown[0]!r}; a webhook has {', '.join(MEMBERS)}.")
     provider = asked.get("provider")
-    if provider not in ("stripe", "github"):
-        raise Unscripted(f"'provider' is {provider!r} but must be stripe or github.")
-    payload, timestamp = asked.get("payload"), asked.get("timestamp")
+    if provider not in PROVIDERS:
+        raise Unscripted(f"'provider' is {provider!r} but must be one of {', '.join(PROVIDERS)}.")
+    payload, times = asked.get("payload"), _whole(asked, "times")
     if not isinstance(payload, dict | None):
         raise Unscripted("'payload' must be an object.")
-    if not isinstance(timestamp, int | None):
-        raise Unscripted("'timestamp' must be a whole number of seconds.")
+    if times is not None and not 1 <= times <= MOST_TIMES:
+        raise Unscripted(f"'times' must be a whole number from 1 to {MOST_TIMES}.")
     return Order(
         provider=str(provider),
         name=_name(str(provider), asked),
@@ -73,23 +84,33 @@ def parse_order(asked: Mapping[str, object]) -> Order:
         effect=asked.get("effect") is not False,
         id=_text(asked, "id"),
         secret=_text(asked, "secret"),
-        timestamp=timestamp,
+        timestamp=_whole(asked, "timestamp"),
+        created=_whole(asked, "created"),
+        unsigned=asked.get("unsigned") is True,
+        times=times or 1,
     )
 
 
 def prepare(world: World, order: Order) -> Delivery:
     """Make it happen here and return the webhook. Raises Unscripted. The caller holds the lock."""
-    return _stripe(world, order) if order.provider == "stripe" else _github(world, order)
+    return _github(world, order) if order.provider == "github" else _stripe(world, order)
 
 
 def _name(provider: str, asked: Mapping[str, object]) -> str:
     """Return the event's name; GitHub's with its action, as `installation.deleted`."""
     name = _text(asked, "type") or _text(asked, "event")
-    if provider == "stripe":
+    if provider != "github":
         return name or "account.application.deauthorized"
     name, action = name or "installation", _text(asked, "action")
     default = "revoked" if name == "github_app_authorization" else "deleted"
     return name if "." in name else f"{name}.{action or default}"
+
+
+def _whole(asked: Mapping[str, object], name: str) -> int | None:
+    value = asked.get(name)
+    if isinstance(value, int | None) and not isinstance(value, bool):
+        return value
+    raise Unscripted(f"{name!r} must be a whole number.")
 
 
 def _text(asked: Mapping[str, object], name: str) -> str | None:
@@ -112,8 +133,9 @@ def _address(world: World, order: Order, client_id: str) -> str:
 
 
 def _stripe(world: World, order: Order) -> Delivery:
-    client = world.stripe.primary
-    account_id = order.account or world.stripe.newest_account()
+    is_app = order.provider == "stripe_app"
+    client = world.stripe.app if is_app else world.stripe.platform
+    account_id = order.account or world.stripe.newest_account(client)
     if account_id is None and order.payload is None:
         raise Unscripted("No account has been connected yet: give one as 'account'.")
     url = _address(world, order, client.id)
@@ -124,7 +146,7 @@ def _stripe(world: World, order: Order) -> Delivery:
         "id": order.id or f"evt_1{alphanumeric(23)}",
         "object": "event",
         "api_version": "2026-10-29",
-        "created": now,
+        "created": now if order.created is None else order.created,
         "livemode": order.livemode,
         "pending_webhooks": 1,
         "request": None,
@@ -133,8 +155,8 @@ def _stripe(world: World, order: Order) -> Delivery:
         # The application, not the account: that one is above.
         "data": {"object": {"id": client.id, "object": "application", "name": "Sandbox broker"}},
     }
-    secret = order.secret or world.secrets.stripe_webhook_secret
-    return stripe_delivery(url, order.payload or event, secret, order.timestamp or now)
+    own = world.secrets.stripe_app_webhook_secret if is_app else world.secrets.stripe_webhook_secret
+    return stripe_delivery(url, order.payload or event, order.secret or own, order.timestamp or now)
 
 
 def _github(world: World, order: Order) -> Delivery:

@@ -29,6 +29,12 @@ class Secrets:
     stripe_live_client_id: str
     stripe_live_secret_key: str
     stripe_webhook_secret: str
+    # A Stripe App: another developer's account, so with keys of its own. The live pair is never printed.
+    stripe_app_client_id: str
+    stripe_app_secret_key: str
+    stripe_app_live_client_id: str
+    stripe_app_live_secret_key: str
+    stripe_app_webhook_secret: str
     github_client_id: str
     github_client_secret: str
     # An OAuth App besides the GitHub App: comma scopes, `gho_` tokens. Never printed.
@@ -40,6 +46,7 @@ class Secrets:
     github_webhook_secret: str
     sequin_api_token: str
     sequin_stripe_app_id: str
+    sequin_stripe_apps_app_id: str
     sequin_github_app_id: str
 
 
@@ -62,6 +69,11 @@ def generate_secrets() -> Secrets:
         stripe_live_client_id=f"ca_{alphanumeric(32)}",
         stripe_live_secret_key=f"sk_live_{alphanumeric(48)}",
         stripe_webhook_secret=f"whsec_{alphanumeric(32)}",
+        stripe_app_client_id=f"ca_{alphanumeric(32)}",
+        stripe_app_secret_key=f"sk_test_{alphanumeric(48)}",
+        stripe_app_live_client_id=f"ca_{alphanumeric(32)}",
+        stripe_app_live_secret_key=f"sk_live_{alphanumeric(48)}",
+        stripe_app_webhook_secret=f"whsec_{alphanumeric(32)}",
         github_client_id=f"Iv23li{alphanumeric(14)}",
         github_client_secret=secrets.token_hex(20),
         github_oauth_client_id=f"Ov23li{alphanumeric(14)}",
@@ -72,6 +84,7 @@ def generate_secrets() -> Secrets:
         github_webhook_secret=random_token(),
         sequin_api_token=secrets.token_urlsafe(48),
         sequin_stripe_app_id=str(uuid.uuid4()),
+        sequin_stripe_apps_app_id=str(uuid.uuid4()),
         sequin_github_app_id=str(uuid.uuid4()),
     )
 

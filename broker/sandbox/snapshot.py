@@ -6,6 +6,7 @@ from datetime import datetime
 
 from broker.sandbox.github.hub import Token
 from broker.sandbox.github.people import User
+from broker.sandbox.rotation import Family, Reuse
 from broker.sandbox.sequin.store import Credential
 from broker.sandbox.stripe.accounts import Account
 from broker.sandbox.stripe.platform import Grant
@@ -13,7 +14,7 @@ from broker.sandbox.world import World
 
 
 def snapshot(world: World) -> dict[str, list[dict[str, object]]]:
-    """Return accounts, grants and credentials. The caller holds the lock."""
+    """Return accounts, grants, refreshed families, reused tokens and credentials. The caller holds the lock."""
     return {
         "accounts": [
             *(_stripe_account(world, account) for account in world.stripe.accounts.values()),
@@ -23,12 +24,15 @@ def snapshot(world: World) -> dict[str, list[dict[str, object]]]:
             *(_stripe_grant(world, grant) for grant in world.stripe.grants()),
             *(_github_grant(world, token) for token in world.github.tokens()),
         ],
+        "families": [_family(family) for family in world.rotations.families()],
+        "reuses": [_reuse(reuse) for reuse in world.rotations.reuses],
         "credentials": [_credential(credential) for credential in world.sequin.credentials.values()],
     }
 
 
 def _stripe_account(world: World, account: Account) -> dict[str, object]:
-    connected = world.stripe.connected(world.stripe.primary, account.id)
+    clients = (world.stripe.platform, world.stripe.app)
+    connected = any(world.stripe.connected(client, account.id) for client in clients)
     return {"provider": "stripe", "id": account.id, "name": account.name, "connected": connected}
 
 
@@ -79,6 +83,27 @@ def _github_grant(world: World, token: Token) -> dict[str, object]:
         "refresh_token": token.refresh,
         "created_at": _precise(token.created_at),
         "expires_at": _precise(ends) if ends else None,
+    }
+
+
+def _family(family: Family) -> dict[str, object]:
+    return {
+        "provider": family.provider,
+        "account": family.account,
+        "refreshes": family.refreshes,
+        "reuses": family.reuses,
+        "burned": family.burned,
+        "refresh_token": family.current,
+    }
+
+
+def _reuse(reuse: Reuse) -> dict[str, object]:
+    return {
+        "provider": reuse.family.provider,
+        "account": reuse.family.account,
+        "refresh_token": reuse.token,
+        "burned": reuse.burned,
+        "at": _precise(reuse.at),
     }
 
 

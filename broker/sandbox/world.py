@@ -14,6 +14,7 @@ from broker.sandbox.github.hub import Hub
 from broker.sandbox.log import Log
 from broker.sandbox.options import Options
 from broker.sandbox.redirects import Seen
+from broker.sandbox.rotation import Rotations
 from broker.sandbox.secrets import Secrets
 from broker.sandbox.sequin.store import Store
 from broker.sandbox.stripe.platform import Platform
@@ -46,8 +47,9 @@ class World:
             self._begin()
 
     def _begin(self) -> None:
-        self.stripe = Platform(self.secrets, self.clock)
-        self.github = Hub(self.secrets, self.clock)
+        self.rotations = Rotations(self.clock)
+        self.stripe = Platform(self.secrets, self.clock, self.rotations)
+        self.github = Hub(self.secrets, self.clock, self.rotations)
         self.sequin = Store(self.secrets, self.clock)
 
 

@@ -132,7 +132,7 @@ class TestState:
             },
         )
         found = state(visitor)
-        assert set(found) == {"accounts", "grants", "credentials"}
+        assert set(found) == {"accounts", "grants", "families", "reuses", "credentials"}
         assert [one["id"] for one in found["accounts"] if one.get("connected")] == [grant["stripe_user_id"]]
         assert {one["access_token"] for one in found["grants"]} == {grant["access_token"], token}
         [credential] = found["credentials"]
@@ -223,6 +223,33 @@ class TestEmit:
         headers = {"Authorization": f"Bearer {grant['access_token']}"}
         assert visitor.client.get("/stripe/v1/account", headers=headers).status_code == 200
 
+    def test_the_stripe_apps_event_names_it_and_is_signed_with_its_secret(self, visitor: Visitor) -> None:
+        with listening() as url:
+            visitor.stripe_install(redirect_uri=f"{url}/oauth/stripe_app/callback")
+            grant = visitor.stripe_installed()
+            visitor.control("emit", provider="stripe_app", url=url)
+        [(path, headers, body)] = Hooks.received
+        event = json.loads(body)
+        assert path == "/hooks/stripe_app"
+        assert (event["account"], event["data"]["object"]["id"]) == (
+            grant["stripe_user_id"],
+            visitor.secrets.stripe_app_client_id,
+        )
+        signed = stripe_signature(visitor.secrets.stripe_app_webhook_secret, body, event["created"])
+        assert headers["Stripe-Signature"] == signed
+
+    def test_one_delivery_can_come_several_times_late_and_unsigned(self, visitor: Visitor) -> None:
+        visitor.stripe_connected()
+        with listening() as url:
+            order = {"provider": "stripe", "url": url, "created": 1_700_000_000}
+            visitor.control("emit", **order, times=3)
+            visitor.control("emit", **order, unsigned=True)
+        bodies = [body for _, _, body in Hooks.received]
+        assert len(bodies) == 4
+        assert len(set(bodies[:3])) == 1
+        assert json.loads(bodies[0])["created"] == 1_700_000_000
+        assert ["Stripe-Signature" in headers for _, headers, _ in Hooks.received] == [True, True, True, False]
+
     def test_nobody_listening_is_a_502(self, visitor: Visitor) -> None:
         answer = visitor.control("emit", provider="stripe", account="acct_x", url="http://127.0.0.1:1")
         assert answer.status_code == 502
@@ -239,6 +266,8 @@ class TestEmit:
             {"provider": "stripe", "account": 1},
             {"provider": "stripe", "payload": "x"},
             {"provider": "stripe", "timestamp": "x"},
+            {"provider": "stripe", "created": True},
+            {"provider": "stripe", "account": "acct_x", "url": "http://127.0.0.1:1", "times": 0},
             {"provider": "github", "account": "octo-jo", "url": "http://127.0.0.1:1"},
             {"provider": "github", "nothing": 1},
         ],

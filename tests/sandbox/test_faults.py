@@ -11,8 +11,10 @@ from urllib.parse import urlsplit
 
 import pytest
 
+from broker.clock import ManualClock
 from broker.sandbox import RunningSandbox, Secrets, running
 from broker.sandbox.faults import KINDS, POINTS
+from broker.sandbox.sequin.store import Store
 
 SHORT = 0.2
 APPS = "/sequin/v1/oauth-apps"
@@ -45,8 +47,8 @@ def register(connection: http.client.HTTPConnection, sandbox: RunningSandbox) ->
 
 
 def effects(sandbox: RunningSandbox) -> int:
-    """Count the OAuth apps beyond the two that are always there."""
-    return len(sandbox.world.sequin.apps) - 2
+    """Count the OAuth apps beyond those that are always there."""
+    return len(sandbox.world.sequin.apps) - len(Store(sandbox.secrets, ManualClock()).apps)
 
 
 def last(sandbox: RunningSandbox) -> dict[str, object]:

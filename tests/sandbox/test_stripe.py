@@ -231,18 +231,37 @@ class TestAccount:
 
 
 class TestApps:
-    def installed(self, visitor: Visitor) -> dict[str, object]:
-        query = {"client_id": visitor.secrets.stripe_client_id, "redirect_uri": STRIPE_CALLBACK, "state": "st"}
-        path = "/stripe/oauth/v2/chnlink_test/authorize"
-        assert "Install" in visitor.client.get(path, query_string=query).text
-        back = visitor.client.post(path, query_string=query, data={"decision": "allow", "account": NORTHWIND})
-        code = query_of(back)["code"]
-        assert visitor.stripe_token(grant_type="authorization_code", code=code).status_code == 400
-        return json_of(visitor.stripe_token(path="/stripe/v1/oauth/token", grant_type="authorization_code", code=code))
+    @pytest.mark.parametrize("link", ["", "chnlink_test/"])
+    def test_the_published_and_the_external_link_both_install(self, visitor: Visitor, link: str) -> None:
+        assert "Install" in visitor.stripe_install(link=link).text
+        back = visitor.stripe_install(link=link, post={"decision": "allow", "account": NORTHWIND})
+        assert set(query_of(back)) == {"code", "state"}
+
+    def test_another_link_is_none(self, visitor: Visitor) -> None:
+        assert json_of(visitor.stripe_install(link="test/"))["error"] == "invalid_request"
+
+    def test_each_flavour_has_clients_of_its_own(self, visitor: Visitor) -> None:
+        connect, app = visitor.secrets.stripe_client_id, visitor.secrets.stripe_app_client_id
+        assert json_of(visitor.stripe_install(client_id=connect))["error"] == "invalid_request"
+        assert json_of(visitor.stripe_authorize(client_id=app))["error"] == "invalid_request"
+
+    def test_denying_returns_access_denied_and_state(self, visitor: Visitor) -> None:
+        assert query_of(visitor.stripe_install(post={"decision": "deny"}))["error"] == "access_denied"
+
+    def test_a_code_is_redeemed_where_it_belongs(self, visitor: Visitor) -> None:
+        code = query_of(visitor.stripe_install(post={"decision": "allow", "account": NORTHWIND}))["code"]
+        wrong = (visitor.secrets.stripe_secret_key, visitor.secrets.stripe_app_live_secret_key)
+        for key in wrong:
+            refused = visitor.stripe_apps_token(key=key, grant_type="authorization_code", code=code)
+            assert json_of(refused)["error_description"] == "Authorization code provided does not belong to you."
+        assert visitor.stripe_apps_token(grant_type="authorization_code", code=code).status_code == 200
 
     def test_a_token_has_no_expiry_and_dies_after_an_hour(self, visitor: Visitor, clock: ManualClock) -> None:
-        grant = self.installed(visitor)
-        assert "expires_in" not in grant
+        grant = visitor.stripe_installed()
+        assert set(grant) == {
+            "access_token", "livemode", "refresh_token", "scope", "stripe_publishable_key", "stripe_user_id",
+            "token_type",
+        }  # fmt: skip
         assert grant["scope"] == "stripe_apps"
         headers = bearer(str(grant["access_token"]))
         assert visitor.client.get("/stripe/v1/account", headers=headers).status_code == 200
@@ -250,13 +269,56 @@ class TestApps:
         assert visitor.client.get("/stripe/v1/account", headers=headers).status_code == 401
 
     def test_the_refresh_token_rolls(self, visitor: Visitor) -> None:
-        old = str(self.installed(visitor)["refresh_token"])
-        path = "/stripe/v1/oauth/token"
-        fresh = json_of(visitor.stripe_token(path=path, grant_type="refresh_token", refresh_token=old))
+        old = str(visitor.stripe_installed()["refresh_token"])
+        fresh = json_of(visitor.stripe_apps_token(grant_type="refresh_token", refresh_token=old))
         assert fresh["refresh_token"] != old
-        again = visitor.stripe_token(path=path, grant_type="refresh_token", refresh_token=old)
+        again = visitor.stripe_apps_token(grant_type="refresh_token", refresh_token=old)
         assert (again.status_code, json_of(again)["error"]) == (400, "invalid_grant")
 
+    def test_a_refresh_token_lives_a_year_from_its_last_roll(self, visitor: Visitor, clock: ManualClock) -> None:
+        token = str(visitor.stripe_installed()["refresh_token"])
+        for _ in range(2):
+            clock.advance(300 * 24 * 3600)
+            fresh = json_of(visitor.stripe_apps_token(grant_type="refresh_token", refresh_token=token))
+            token = str(fresh["refresh_token"])
+        clock.advance(365 * 24 * 3600)
+        late = visitor.stripe_apps_token(grant_type="refresh_token", refresh_token=token)
+        assert json_of(late)["error"] == "invalid_grant"
+
     def test_the_key_is_taken_by_basic_authentication_only(self, visitor: Visitor) -> None:
-        form = {"grant_type": "authorization_code", "code": "x", "client_secret": visitor.secrets.stripe_secret_key}
-        assert visitor.client.post("/stripe/v1/oauth/token", data=form).status_code == 401
+        key = visitor.secrets.stripe_app_secret_key
+        form = {"grant_type": "authorization_code", "code": "x"}
+        path = "/stripe/v1/oauth/token"
+        assert visitor.client.post(path, data={**form, "client_secret": key}).status_code == 401
+        assert visitor.client.post(path, data=form, headers=bearer(key)).status_code == 401
+
+    def test_an_uninstalled_app_is_told_so_and_cannot_refresh(self, visitor: Visitor) -> None:
+        grant = visitor.stripe_installed()
+        visitor.control("emit", provider="stripe_app", url="http://127.0.0.1:1")
+        refused = visitor.client.get("/stripe/v1/account", headers=bearer(str(grant["access_token"])))
+        assert (refused.status_code, json_of(refused)["error"]["code"]) == (403, "account_invalid")
+        again = visitor.stripe_apps_token(grant_type="refresh_token", refresh_token=grant["refresh_token"])
+        assert json_of(again)["error"] == "invalid_grant"
+
+
+class TestControlledAccounts:
+    """Accounts that another platform controls."""
+
+    HARBOUR = "acct_1HarbourMarket00"
+
+    def test_connect_ends_up_with_a_second_new_account(self, visitor: Visitor) -> None:
+        assert "belongs to another platform" in visitor.stripe_authorize().text
+        assert visitor.stripe_connected(self.HARBOUR)["stripe_user_id"] != self.HARBOUR
+
+    def test_a_stripe_app_is_installed_on_them_all_the_same(self, visitor: Visitor) -> None:
+        assert visitor.stripe_installed(self.HARBOUR)["stripe_user_id"] == self.HARBOUR
+
+    def test_their_access_cannot_be_ended_from_outside(self, visitor: Visitor) -> None:
+        visitor.control("consent", auto="allow", account=self.HARBOUR)
+        code = query_of(visitor.stripe_authorize())["code"]
+        visitor.stripe_token(grant_type="authorization_code", code=code)
+        form = {"client_id": visitor.secrets.stripe_client_id, "stripe_user_id": self.HARBOUR}
+        key = visitor.secrets.stripe_secret_key
+        refused = visitor.client.post("/stripe/oauth/deauthorize", data=form, auth=(key, ""))
+        assert refused.status_code == 401
+        assert "no_deauth_on_controlled_account" in refused.text

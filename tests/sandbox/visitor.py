@@ -12,6 +12,7 @@ from werkzeug.test import TestResponse
 from broker.sandbox import Secrets
 
 STRIPE_CALLBACK = "http://127.0.0.1:8000/oauth/stripe/callback"
+STRIPE_APP_CALLBACK = "http://127.0.0.1:8000/oauth/stripe_app/callback"
 GITHUB_CALLBACK = "http://127.0.0.1:8000/oauth/github/callback"
 VERIFIER = "dBjftJeZ4CVP-mB92K27uhbUJU1p1r_wW1gFWFOEjXk"
 CHALLENGE = "E9Melhoa2OwvFrEMTJguCHaoeK1t8URWbuGJSstw-cM"
@@ -54,6 +55,28 @@ class Visitor:
         """Connect an account; return the token answer."""
         answer = self.stripe_token(grant_type="authorization_code", code=self.stripe_code(account))
         return json_of(answer)
+
+    def stripe_install(
+        self, *, link: str = "chnlink_test/", post: dict[str, str] | None = None, **changes: str | None
+    ) -> TestResponse:
+        """Open a Stripe App's install page, or answer it with `post`; `link` is empty for the published app's."""
+        query = {
+            "client_id": self.secrets.stripe_app_client_id,
+            "redirect_uri": STRIPE_APP_CALLBACK,
+            "state": "st",
+            **changes,
+        }
+        return self._open(f"/stripe/oauth/v2/{link}authorize", query, post)
+
+    def stripe_apps_token(self, *, key: str | None = None, **form: str) -> TestResponse:
+        """Ask the token endpoint of Stripe Apps."""
+        chosen = self.secrets.stripe_app_secret_key if key is None else key
+        return self.stripe_token(key=chosen, path="/stripe/v1/oauth/token", **form)
+
+    def stripe_installed(self, account: str = "acct_1NorthwindCoffee0") -> dict[str, Any]:
+        """Install the Stripe App; return the token answer."""
+        code = query_of(self.stripe_install(post={"decision": "allow", "account": account}))["code"]
+        return json_of(self.stripe_apps_token(grant_type="authorization_code", code=code))
 
     def github_authorize(self, *, post: dict[str, str] | None = None, **changes: str | None) -> TestResponse:
         """Open GitHub's authorize page, or answer it with `post`."""

@@ -18,6 +18,7 @@ from broker.sandbox.github.people import (
     starting_orgs,
     starting_users,
 )
+from broker.sandbox.rotation import Rotations
 from broker.sandbox.secrets import Secrets, alphanumeric
 
 CODE_LIFE = timedelta(minutes=10)
@@ -63,10 +64,11 @@ class Token:
     scopes: tuple[str, ...]
     created_at: datetime
     refresh: str | None = None
+    life: timedelta = TOKEN_LIFE
 
     def expires_at(self) -> datetime | None:
         """Return when it ends; None: it does not."""
-        return self.created_at + TOKEN_LIFE if self.refresh else None
+        return self.created_at + self.life if self.refresh else None
 
 
 class Refused(Exception):
@@ -80,8 +82,9 @@ class Refused(Exception):
 class Hub:
     """People, installations, codes and tokens. Its caller holds the lock."""
 
-    def __init__(self, secrets: Secrets, clock: Clock) -> None:
+    def __init__(self, secrets: Secrets, clock: Clock, rotations: Rotations) -> None:
         self._clock = clock
+        self._rotations = rotations
         self.app_id = secrets.github_app_id
         self.app_slug = secrets.github_app_slug
         self.app = Client(secrets.github_client_id, secrets.github_client_secret, True)
@@ -142,10 +145,19 @@ class Hub:
     def refresh(self, client: Client, value: str) -> Token:
         """Exchange a refresh token; the old pair stops at once."""
         old = self._refreshes.get(value)
+        if old is None:
+            self._spent_again(value)
         if old is None or old.client is not client or self._clock.now() >= old.created_at + REFRESH_LIFE:
             raise Refused("bad_refresh_token")
         self.revoke(old)
-        return self._issue(client, old.login, old.scopes, True)
+        new = self._issue(client, old.login, old.scopes, True)
+        self._rotations.rotated("github", old.login, value, new.refresh or "")
+        return new
+
+    def _spent_again(self, value: str) -> None:
+        current = self._refreshes.get(self._rotations.spent_again(value) or "")
+        if current is not None:
+            self.revoke(current)
 
     def holder(self, value: str) -> Token | None:
         """Return a token that still works."""
@@ -221,7 +233,10 @@ class Hub:
         if not client.is_app and len(alike) >= MOST_TOKENS:
             self.revoke(alike[0])
         refresh = f"ghr_{alphanumeric(76)}" if expiring else None
-        token = Token(f"{client.prefix}{alphanumeric(36)}", client, login, scopes, self._clock.now(), refresh)
+        token = Token(
+            f"{client.prefix}{alphanumeric(36)}", client, login, scopes, self._clock.now(), refresh,
+            self._rotations.rules.life(TOKEN_LIFE),
+        )  # fmt: skip
         self._tokens[token.value] = token
         self._owned[client.id, login] = [*alive, token]
         if refresh:

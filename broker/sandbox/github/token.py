@@ -8,7 +8,7 @@ from urllib.parse import urlencode
 from flask import Blueprint, jsonify, request
 from werkzeug.wrappers import Response
 
-from broker.sandbox.github.hub import REFRESH_LIFE, TOKEN_LIFE, Client, Refused, Token
+from broker.sandbox.github.hub import REFRESH_LIFE, Client, Refused, Token
 from broker.sandbox.points import point
 from broker.sandbox.refusal import Refusal
 from broker.sandbox.world import World, current_world
@@ -70,7 +70,7 @@ def _answer(token: Token) -> dict[str, object]:
     answer: dict[str, object] = {"access_token": token.value}
     if token.refresh:
         answer |= {
-            "expires_in": int(TOKEN_LIFE.total_seconds()),
+            "expires_in": max(1, int(token.life.total_seconds())),
             "refresh_token": token.refresh,
             "refresh_token_expires_in": int(REFRESH_LIFE.total_seconds()),
         }

@@ -69,12 +69,17 @@ class Store:
         self.apps: dict[str, OAuthApp] = {}
         self._by_account: dict[tuple[str, str, str], str] = {}
         registered = (
-            (secrets.sequin_stripe_app_id, "stripe", secrets.stripe_client_id, secrets.stripe_secret_key),
-            (secrets.sequin_github_app_id, "github", secrets.github_client_id, secrets.github_client_secret),
-        )
-        for app_id, provider, client_id, client_secret in registered:
-            name = f"Sandbox {provider}"
-            self.apps[app_id] = OAuthApp(app_id, provider, name, client_id, client_secret, REGISTERED_AT, REGISTERED_AT)
+            (secrets.sequin_stripe_app_id, "stripe", "stripe", secrets.stripe_client_id, secrets.stripe_secret_key),
+            (
+                secrets.sequin_stripe_apps_app_id, "stripe", "stripe app", secrets.stripe_app_client_id,
+                secrets.stripe_app_secret_key,
+            ),
+            (secrets.sequin_github_app_id, "github", "github", secrets.github_client_id, secrets.github_client_secret),
+        )  # fmt: skip
+        for app_id, provider, name, client_id, secret in registered:
+            self.apps[app_id] = OAuthApp(
+                app_id, provider, f"Sandbox {name}", client_id, secret, REGISTERED_AT, REGISTERED_AT
+            )
 
     def upsert(
         self,

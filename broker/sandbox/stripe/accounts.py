@@ -21,6 +21,8 @@ class Account:
     currency: str = "eur"
     dashboard_name: str | None = None
     created: int = FOUNDED
+    # Another platform controls it: Connect cannot attach to it, and nobody but its owner can end an access.
+    controlled: bool = False
 
     @property
     def label(self) -> str:
@@ -53,6 +55,9 @@ def starting_accounts() -> list[Account]:
         # Without a dashboard name, and one with nothing but an id: names are optional at Stripe.
         Account("acct_1TidewaterBooks00", "Tidewater Books", None, "GB", "gbp"),
         Account("acct_1NamelessStore000", None, None, "DE"),
+        Account(
+            "acct_1HarbourMarket00", "Harbour Market Stall", dashboard_name="Harbour Market Stall", controlled=True
+        ),
     ]
 
 

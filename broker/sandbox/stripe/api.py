@@ -42,6 +42,8 @@ def _readable(account_id: str | None) -> Account:
             raise _no_access(key, account_id or acting_as or "")
         return world.stripe.account(grant.account_id)
     client = world.stripe.keyholder(key)
+    if world.stripe.uninstalled(key):
+        raise _no_access(key, account_id or acting_as or "")
     if client is None:
         raise invalid_key(key)
     wanted = acting_as or account_id

@@ -22,7 +22,6 @@ class Ask:
     """An authorize request that has passed every check."""
 
     client: Client
-    flavour: str
     scope: str
     redirect_uri: str
     state: str | None
@@ -60,7 +59,7 @@ def install_decision(channel: str = "chnlink_public") -> Response:
 
 def _connect_ask(world: World) -> Ask:
     """Check a Connect request. Whatever is wrong is said on the spot: Stripe redirects a denial and nothing else."""
-    client = _client(world)
+    client = _client(world, CONNECT)
     kind = request.args.get("response_type")
     if not kind:
         raise _problem("invalid_request", "No response type specified: response_type is required.")
@@ -70,20 +69,20 @@ def _connect_ask(world: World) -> Ask:
     scope = request.args.get("scope", "read_only")
     if scope != "read_write":
         raise _problem("invalid_scope", f"Scope {scope} is not available to this platform. Use read_write.")
-    return Ask(client, CONNECT, scope, _redirect_uri(world, client), request.args.get("state"))
+    return Ask(client, scope, _redirect_uri(world, client), request.args.get("state"))
 
 
 def _apps_ask(world: World, channel: str) -> Ask:
     """Check a Stripe Apps request; scopes come from the app's manifest, so none are asked for."""
-    client = _client(world)
+    client = _client(world, APPS)
     if not channel.startswith("chnlink_"):
         raise _problem("invalid_request", "No such channel link.")
-    return Ask(client, APPS, "stripe_apps", _redirect_uri(world, client), request.args.get("state"))
+    return Ask(client, "stripe_apps", _redirect_uri(world, client), request.args.get("state"))
 
 
-def _client(world: World) -> Client:
+def _client(world: World, flavour: str) -> Client:
     client = world.stripe.client(request.args.get("client_id"))
-    if client is None:
+    if client is None or client.flavour != flavour:
         raise _problem("invalid_request", "No application matches the supplied client identifier.")
     return client
 
@@ -115,7 +114,7 @@ def _page(ask: Ask) -> Response:
         "sandbox/stripe.html",
         accounts=accounts,
         connected={account.id for account in accounts if world.stripe.connected(ask.client, account.id)},
-        installing=ask.flavour == APPS,
+        installing=ask.client.flavour == APPS,
         livemode=ask.client.livemode,
         origin=origin(ask.redirect_uri),
         new=NEW_ACCOUNT,
@@ -126,13 +125,17 @@ def _page(ask: Ask) -> Response:
 def _decided(ask: Ask) -> Response:
     if request.form.get("decision") != "allow":
         return redirect(_denied(ask), 303)
-    chosen = request.form.get("account", NEW_ACCOUNT)
-    return redirect(_allowed(current_world(), ask, None if chosen == NEW_ACCOUNT else chosen), 303)
+    world, chosen = current_world(), request.form.get("account", NEW_ACCOUNT)
+    # Connect cannot attach to what another platform controls: the person is walked into making a second account.
+    controlled = (
+        ask.client.flavour == CONNECT and chosen in world.stripe.accounts and world.stripe.account(chosen).controlled
+    )
+    return redirect(_allowed(world, ask, None if chosen == NEW_ACCOUNT or controlled else chosen), 303)
 
 
 def _allowed(world: World, ask: Ask, account_id: str | None) -> str:
-    code = world.stripe.authorize(ask.client, world.stripe.account(account_id), ask.flavour, ask.scope)
-    scope = ask.scope if ask.flavour == CONNECT else None
+    code = world.stripe.authorize(ask.client, world.stripe.account(account_id), ask.scope)
+    scope = ask.scope if ask.client.flavour == CONNECT else None
     return with_query(ask.redirect_uri, scope=scope, code=code.value, state=ask.state)
 
 

@@ -7,6 +7,7 @@ from datetime import datetime, timedelta
 
 from broker.clock import Clock
 from broker.sandbox.bounded import Bounded
+from broker.sandbox.rotation import Rotations
 from broker.sandbox.secrets import Secrets, alphanumeric
 from broker.sandbox.stripe.accounts import Account, new_account, starting_accounts
 
@@ -18,9 +19,10 @@ CONNECT, APPS = "connect", "apps"
 
 @dataclass(frozen=True)
 class Client:
-    """One registration: test and live mode have one each, and a secret key each."""
+    """One registration, for Connect or as a Stripe App: test and live mode have one each, and a secret key each."""
 
     id: str
+    flavour: str
     livemode: bool
     secret_key: str
 
@@ -51,11 +53,13 @@ class Grant:
     publishable_key: str
     created_at: datetime
     refreshed_at: datetime
+    # None: until revoked.
+    life: timedelta | None
     active: bool = True
 
     def expired(self, now: datetime) -> bool:
         """Tell whether the access token has run out."""
-        return self.flavour == APPS and now >= self.refreshed_at + APP_TOKEN_LIFE
+        return self.life is not None and now >= self.refreshed_at + self.life
 
 
 class Refused(Exception):
@@ -70,11 +74,18 @@ class Refused(Exception):
 class Platform:
     """Accounts, codes and grants. Its caller holds the lock."""
 
-    def __init__(self, secrets: Secrets, clock: Clock) -> None:
+    def __init__(self, secrets: Secrets, clock: Clock, rotations: Rotations) -> None:
         self._clock = clock
-        self.primary = Client(secrets.stripe_client_id, False, secrets.stripe_secret_key)
-        live = Client(secrets.stripe_live_client_id, True, secrets.stripe_live_secret_key)
-        self._clients = {client.id: client for client in (self.primary, live)}
+        self._rotations = rotations
+        self.platform = Client(secrets.stripe_client_id, CONNECT, False, secrets.stripe_secret_key)
+        self.app = Client(secrets.stripe_app_client_id, APPS, False, secrets.stripe_app_secret_key)
+        clients = (
+            self.platform,
+            Client(secrets.stripe_live_client_id, CONNECT, True, secrets.stripe_live_secret_key),
+            self.app,
+            Client(secrets.stripe_app_live_client_id, APPS, True, secrets.stripe_app_live_secret_key),
+        )
+        self._clients = {client.id: client for client in clients}
         self.accounts: Bounded[str, Account] = Bounded()
         for account in starting_accounts():
             self.accounts[account.id] = account
@@ -99,9 +110,9 @@ class Platform:
         self.accounts[account.id] = account
         return account
 
-    def authorize(self, client: Client, account: Account, flavour: str, scope: str) -> Code:
+    def authorize(self, client: Client, account: Account, scope: str) -> Code:
         """Issue a code: the account's owner said yes."""
-        code = Code(f"ac_{alphanumeric(32)}", client, account.id, flavour, scope, self._clock.now())
+        code = Code(f"ac_{alphanumeric(32)}", client, account.id, client.flavour, scope, self._clock.now())
         self._codes[code.value] = code
         return code
 
@@ -127,6 +138,8 @@ class Platform:
         """Exchange a refresh token: the old access token stops; Stripe Apps roll the refresh token too."""
         grant = self._by_refresh.get(token)
         now = self._clock.now()
+        if grant is None:
+            self._spent_again(token)
         if grant is None or not grant.active or grant.flavour != flavour:
             raise Refused("invalid_grant", f"Refresh token does not exist: {token}")
         if flavour == APPS and (grant.client is not client or now >= grant.refreshed_at + APP_REFRESH_LIFE):
@@ -137,15 +150,27 @@ class Platform:
         grant.access_token, grant.refreshed_at = _access_token(client), now
         self._by_access[grant.access_token] = grant
         if flavour == APPS:
-            del self._by_refresh[grant.refresh_token]
-            grant.refresh_token = f"rt_{alphanumeric(40)}"
+            del self._by_refresh[token]
+            grant.refresh_token, grant.life = f"rt_{alphanumeric(40)}", self._rotations.rules.life(APP_TOKEN_LIFE)
             self._by_refresh[grant.refresh_token] = grant
+            self._rotations.rotated("stripe", grant.account_id, token, grant.refresh_token)
         return grant
+
+    def _spent_again(self, token: str) -> None:
+        current = self._rotations.spent_again(token)
+        family = self._by_refresh.get(current or "")
+        if family is not None:
+            family.active = False
 
     def holder(self, access_token: str) -> Grant | None:
         """Return the grant behind an access token that still works."""
         grant = self._by_access.get(access_token)
         return grant if grant and grant.active and not grant.expired(self._clock.now()) else None
+
+    def uninstalled(self, access_token: str) -> bool:
+        """Tell whether a token is of a Stripe App that its account has uninstalled: the API then says so."""
+        grant = self._by_access.get(access_token)
+        return grant is not None and grant.flavour == APPS and not grant.active
 
     def connected(self, client: Client, account_id: str) -> bool:
         """Tell whether an account is connected to a registration."""
@@ -158,9 +183,10 @@ class Platform:
             grant.active = False
         return was_connected
 
-    def newest_account(self) -> str | None:
-        """Return the account connected last."""
-        return next((grant.account_id for grant in reversed(self._by_refresh.values())), None)
+    def newest_account(self, client: Client) -> str | None:
+        """Return the account that a registration was given last."""
+        found = (grant.account_id for grant in reversed(self._by_refresh.values()) if grant.client is client)
+        return next(found, None)
 
     def grants(self) -> list[Grant]:
         """Return every grant ever made, oldest first."""
@@ -179,6 +205,7 @@ class Platform:
             publishable_key=f"pk_{mode}_{alphanumeric(24)}",
             created_at=now,
             refreshed_at=now,
+            life=self._rotations.rules.life(APP_TOKEN_LIFE) if code.flavour == APPS else None,
         )
         self._by_access[grant.access_token] = grant
         self._by_refresh[grant.refresh_token] = grant

@@ -41,6 +41,9 @@ def deauthorize() -> Response:
         raise oauth_error(400, "invalid_request", f"Missing required parameter: {missing}")
     if client_id != client.id:
         raise oauth_error(401, "invalid_client", f"No application matches '{client_id}' and the key supplied.")
+    if account in world.stripe.accounts and world.stripe.account(account).controlled:
+        sentence = "This account is controlled by another platform."
+        raise oauth_error(401, "invalid_client", f"no_deauth_on_controlled_account: {sentence}")
     if not world.stripe.disconnect(client, account):
         raise oauth_error(
             401,
