@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from itertools import count
 from pathlib import Path
@@ -40,6 +40,12 @@ def stripe_app(key: str) -> OAuthApp:
         why="So Acme can show your revenue.",
         options=discover()["stripe"].options(),
     )
+
+
+def app_of(key: str, provider: str, **changes: Any) -> OAuthApp:
+    """Return a configured OAuth app of a provider that needs nothing besides."""
+    options = discover()[provider].options.model_validate(changes.pop("options", {}))
+    return replace(stripe_app(key), provider=provider, options=options, **changes)
 
 
 def make_settings(database_url: str = "sqlite://", **changes: Any) -> Settings:

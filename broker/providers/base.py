@@ -84,6 +84,7 @@ class GrantIncomplete(BrokerError):
 
     code = "grant_incomplete"
     verdict = Verdict.CONFIGURATION
+    cure = "Mend what the detail says; then the person has to connect again."
 
 
 @dataclass(frozen=True)

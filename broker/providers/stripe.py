@@ -7,29 +7,31 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from datetime import datetime
-from typing import Annotated, Any
+from typing import Annotated
 
 from pydantic import Field
 
-from broker.errors import UnusableAnswer
+from broker.errors import ClientRefused, UnusableAnswer
 from broker.http import Answer, readable
 from broker.oauth import Grant, OAuthProfile
+from broker.providers import stripe_api
 from broker.providers.base import (
     Account,
+    AccountGone,
     Call,
+    Condition,
     Finding,
-    GrantIncomplete,
     Mode,
     Provider,
     ProviderRefused,
     RevocationRefused,
-    clean,
     read_object,
 )
 from broker.secret import Secret
-from broker.settings import AppOptions, HttpAddress, OAuthApp
+from broker.settings import HttpAddress, OAuthApp
 
 DEAUTHORIZE = "POST /oauth/deauthorize"
+ACCOUNTS = "GET /v1/accounts"
 # Stripe says both with the code `invalid_client`, so that only its description tells them apart.
 NOT_CONNECTED = "not connected to stripe account"
 NOT_DEAUTHORIZED_BY_US = "no_deauth_on_controlled_account"
@@ -38,15 +40,12 @@ NOT_DEAUTHORIZED_BY_US = "no_deauth_on_controlled_account"
 SCOPES = frozenset({"read_only", "read_write"})
 
 
-class StripeOptions(AppOptions):
-    """Base addresses, and what the import carries."""
+class StripeOptions(stripe_api.StripeOptions):
+    """The consent page's address too."""
 
     connect_url: Annotated[HttpAddress, Field(json_schema_extra={"env": "STRIPE_CONNECT_URL"})] = (
         "https://connect.stripe.com"
     )
-    api_url: Annotated[HttpAddress, Field(json_schema_extra={"env": "STRIPE_API_URL"})] = "https://api.stripe.com"
-    # Handing the refresh token over makes Sequin the one that refreshes.
-    import_refresh_token: bool = False
 
 
 def _options(app: OAuthApp) -> StripeOptions:
@@ -72,71 +71,48 @@ def profile(app: OAuthApp) -> OAuthProfile:
 
 def identify(app: OAuthApp, grant: Grant, call: Call) -> tuple[Account, ...]:
     """Read the connected account and compare it with the one the grant names."""
-    expected = grant.extra.get("stripe_user_id")
-    if not isinstance(expected, str) or not expected.startswith("acct_"):
-        raise UnusableAnswer("the token answer names no stripe_user_id")
-    mode: Mode = "live" if grant.extra.get("livemode") is True else "test"
-    found = _read_account(app, grant, expected, call)
-    if found.get("id") != expected:
-        raise UnusableAnswer("the account read is not the account granted")
-    return (Account(id=expected, name=_display_name(found), type=clean(found.get("type")) or None, mode=mode),)
-
-
-def _read_account(app: OAuthApp, grant: Grant, account_id: str, call: Call) -> dict[str, Any]:
-    api = _options(app).api_url
+    account_id, mode = stripe_api.granted_account(grant), stripe_api.grant_mode(app, grant)
     if grant.access_token is not None:
-        return read_object(call("GET", f"{api}/v1/account", bearer=grant.access_token), what="GET /v1/account")
+        answer = call("GET", f"{_options(app).api_url}/v1/account", bearer=grant.access_token)
+        return (stripe_api.read_account(answer, account_id, mode, what="GET /v1/account"),)
     # Newer platforms receive no token of the account; the platform's own key can still read it.
-    platform = app.client_secrets[0]
-    return read_object(call("GET", f"{api}/v1/accounts/{account_id}", bearer=platform), what="GET /v1/accounts")
+    answer = _ask_platform(app, account_id, call)
+    if answer.status == 401:
+        raise ProviderRefused(f"{ACCOUNTS}: 401, Stripe does not accept the platform’s secret key")
+    try:
+        return (stripe_api.read_account(answer, account_id, mode, what=ACCOUNTS),)
+    except AccountGone as refusal:
+        # Granted a moment ago: it is the key that may not see it.
+        raise ProviderRefused(refusal.detail) from None
 
 
-def _display_name(account: dict[str, Any]) -> str:
-    settings = account.get("settings")
-    dashboard = settings.get("dashboard") if isinstance(settings, dict) else None
-    business = account.get("business_profile")
-    candidates = (
-        dashboard.get("display_name") if isinstance(dashboard, dict) else None,
-        business.get("name") if isinstance(business, dict) else None,
-        account.get("email"),
-    )
-    return next((name for name in map(clean, candidates) if name), str(account["id"]))
+def _ask_platform(app: OAuthApp, account_id: str, call: Call) -> Answer:
+    url = f"{_options(app).api_url}/v1/accounts/{account_id}"
+    return stripe_api.ask_as_ourselves(app, lambda key: call("GET", url, bearer=key))
 
 
-def properties(app: OAuthApp, account: Account, grant: Grant | None) -> dict[str, object]:
-    """Return a `stripe_oauth2` credential; `stripe_user_id` makes a re-import update instead of adding."""
-    if grant is None:
-        raise GrantIncomplete("the token was erased after its import was verified: the person has to reconnect")
-    if grant.access_token is None:
-        raise GrantIncomplete(
-            "Stripe’s answer held no access token: this platform’s Connect OAuth no longer issues them. "
-            "Register a Stripe App and use the provider stripe_app"
-        )
-    content: dict[str, object] = {
-        "kind": PROVIDER.kind,
-        "secret": grant.access_token.reveal(),
-        "test": account.mode == "test",
-        "name": account.name,
-        "stripe_user_id": account.id,
-    }
-    if _options(app).import_refresh_token and grant.refresh_token is not None:
-        content["refresh_token"] = grant.refresh_token.reveal()
-        content["scope"] = " ".join(grant.scopes)
-    return content
+def probe(app: OAuthApp, account: Account, grant: Grant | None, call: Call, now: datetime) -> Condition:
+    """Read the account with the platform's own key: one call, and no token is needed for it."""
+    _require_mode(app, account.mode)
+    answer = _ask_platform(app, account.id, call)
+    if answer.status == 401:
+        # Our key, not this account: nobody's connection is to blame.
+        raise ClientRefused("invalid_client", f"{ACCOUNTS}: 401")
+    return Condition(account=stripe_api.read_account(answer, account.id, account.mode, what=ACCOUNTS))
 
 
-def identity(account: Account) -> dict[str, object]:
-    """Return what an imported credential says of its account."""
-    return {"stripe_user_id": account.id, "test": account.mode == "test"}
+def _require_mode(app: OAuthApp, mode: Mode) -> None:
+    # To a key of the other mode Stripe would say that the account does not exist.
+    if stripe_api.key_mode(app) not in (None, mode):
+        raise ProviderRefused(f"{ACCOUNTS}: the secret key is of the other mode than the account")
 
 
 def revoke(app: OAuthApp, account: Account, grant: Grant | None, call: Call, now: datetime) -> bool:
     """Deauthorise the account with the platform's own key: it works after every token is gone."""
-    answer = call(
-        "POST",
-        f"{_options(app).connect_url}/oauth/deauthorize",
-        basic=(app.client_secrets[0].reveal(), Secret("")),
-        form={"client_id": app.client_id, "stripe_user_id": account.id},
+    form = {"client_id": app.client_id, "stripe_user_id": account.id}
+    url = f"{_options(app).connect_url}/oauth/deauthorize"
+    answer = stripe_api.ask_as_ourselves(
+        app, lambda key: call("POST", url, basic=(key.reveal(), Secret("")), form=form)
     )
     if answer.status in {400, 401}:
         return _already_ended(app, answer)
@@ -159,61 +135,40 @@ def _already_ended(app: OAuthApp, answer: Answer) -> bool:
     raise ProviderRefused(f"{DEAUTHORIZE}: {answer.status} {text}".rstrip())
 
 
-def manage_url(app: OAuthApp, account: Account) -> str:
-    """Return the page where the account's owner sees and removes connected platforms."""
-    return "https://dashboard.stripe.com/settings/apps"
-
-
 def diagnose(app: OAuthApp, call: Call, now: datetime) -> Iterator[Finding]:
     """Look at the platform's secret key: its kind, its mode, and whether Stripe accepts it."""
-    yield _key_mode(app)
+    yield stripe_api.about_key(app)
     unknown = sorted(set(app.scopes) - SCOPES)
     if unknown:
         yield Finding("scopes", "fail", f"Stripe has no scope {', '.join(unknown)}.", "Use read_write or read_only.")
     else:
         yield Finding("scopes", "pass", f"Asks for {', '.join(app.scopes or PROVIDER.default_scopes)}.")
-    answer = call("GET", f"{_options(app).api_url}/v1/account", bearer=app.client_secrets[0])
-    if answer.status == 401:
-        mend = "Copy the secret key of the platform account from Stripe’s dashboard, Developers, API keys."
-        yield Finding("credentials", "fail", "Stripe does not accept the client secret.", mend)
-    elif answer.status == 429 or answer.status >= 500:
-        yield Finding("credentials", "warn", f"Stripe could not be asked: HTTP {answer.status}.", "Try again later.")
-    else:
-        # A restricted key may not read the account, and is known all the same.
-        yield Finding("credentials", "pass", "Stripe accepts the client secret; the client id is not checked.")
-
-
-def _key_mode(app: OAuthApp) -> Finding:
-    key = app.client_secrets[0].reveal()
-    if not key.startswith(("sk_", "rk_")):
-        mend = "The client secret is the platform’s secret key; it begins with sk_live_ or sk_test_."
-        return Finding("mode", "fail", "The client secret is not a secret key of Stripe’s.", mend)
-    if "_live_" in key[:8]:
-        if "test" in app.key:
-            mend = "Use the test mode’s client id together with the test mode’s secret key, or rename the OAuth app."
-            return Finding("mode", "warn", "Live secret key in an OAuth app that is called test.", mend)
-        return Finding("mode", "pass", "Live keys.")
-    return Finding("mode", "pass", "Test keys: real data will not appear.")
+    yield from stripe_api.about_credentials(app, call)
 
 
 PROVIDER = Provider(
     name="stripe",
     title="Stripe",
     sequin_provider="stripe",
-    kind="stripe_oauth2",
+    kind=stripe_api.KIND,
     options=StripeOptions,
     profile=profile,
     identify=identify,
-    properties=properties,
-    identity=identity,
+    properties=stripe_api.properties,
+    identity=stripe_api.identity,
     default_scopes=("read_write",),
-    reads=("payments", "customers", "invoices and subscriptions", "balance and payouts"),
+    reads=stripe_api.READS,
     never="see your password",
     caveat="Stripe has no read-only permission for this kind of connection: what you allow also covers changes.",
     no_pkce_because="Connect’s reference documents no code_challenge; its code is single-use and lives 5 minutes",
     requires_access_token=False,
-    manage_url=manage_url,
+    manage_url=stripe_api.manage_url,
     diagnose=diagnose,
     revoke=revoke,
     revoke_needs_grant=False,
+    probe=probe,
+    probe_needs_grant=False,
+    # A sandbox takes 25 reads a second, live mode 100, and people connecting need some of them.
+    probes_per_second=5.0,
+    webhook=stripe_api.webhook,
 )

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import hashlib
+import hmac
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from datetime import datetime
 from typing import Any
 
 from broker.errors import BrokerError, ClientRefused, GrantRefused, OAuthFailure
+from broker.secret import Secret
 from broker.settings import OAuthApp
 from tests.connecting import ACCESS, GITHUB_API, PERSON, REFRESH, github_app, installation, person_installation
-from tests.house import stripe_app
+from tests.house import app_of, stripe_app
 
 
 @dataclass(frozen=True)
@@ -30,8 +34,26 @@ class Case:
     refusals: tuple[tuple[int, Any, type[BrokerError]], ...] = ()
     # Addresses asked as ourselves, not as the person.
     as_ourselves: frozenset[str] = field(default_factory=frozenset)
+    # What the API answers to GET besides, when it is asked about a connected account.
+    probe_answers: Mapping[str, Any] = field(default_factory=dict)
+    # A webhook that means something here, and the headers that come with a body signed with a secret.
+    event: Mapping[str, Any] = field(default_factory=dict)
+    signs: Callable[[bytes, Secret, datetime], Mapping[str, str]] | None = None
 
 
+def stripe_signs(body: bytes, secret: Secret, at: datetime) -> Mapping[str, str]:
+    """Sign a webhook as Stripe does."""
+    stamp = int(at.timestamp())
+    made = hmac.new(secret.reveal().encode(), f"{stamp}.".encode() + body, hashlib.sha256).hexdigest()
+    return {"Stripe-Signature": f"t={stamp},v0=older,v1={made}"}
+
+
+_STRIPE_ACCOUNT = {"id": "acct_1", "type": "standard", "settings": {"dashboard": {"display_name": "Acme"}}}
+_STRIPE_EVENT = {
+    "id": "evt_1", "object": "event", "api_version": "2026-10-29", "created": 1_763_632_800, "livemode": False,
+    "pending_webhooks": 1, "request": None, "account": "acct_1", "type": "account.application.deauthorized",
+    "data": {"object": {"id": "ca_1", "object": "application", "name": "Broker"}},
+}  # fmt: skip
 _ORG = installation(40, 400, "acme")
 
 CASES: Mapping[str, Case] = {
@@ -42,11 +64,11 @@ CASES: Mapping[str, Case] = {
             "access_token": ACCESS, "refresh_token": REFRESH, "token_type": "bearer", "scope": "read_write",
             "stripe_user_id": "acct_1", "livemode": False, "stripe_publishable_key": "pk_1",
         },
-        answers={
-            "https://api.stripe.com/v1/account": {
-                "id": "acct_1", "type": "standard", "settings": {"dashboard": {"display_name": "Acme"}},
-            }
-        },
+        answers={"https://api.stripe.com/v1/account": _STRIPE_ACCOUNT},
+        probe_answers={"https://api.stripe.com/v1/accounts/acct_1": _STRIPE_ACCOUNT},
+        as_ourselves=frozenset({"https://api.stripe.com/v1/accounts/acct_1"}),
+        event=_STRIPE_EVENT,
+        signs=stripe_signs,
         accounts=("acct_1",),
         name_at=("https://api.stripe.com/v1/account", "settings", "dashboard", "display_name"),
         refusals=(
@@ -55,6 +77,25 @@ CASES: Mapping[str, Case] = {
             (401, {"error": {"type": "invalid_request_error", "message": "Invalid API Key"}}, ClientRefused),
             (400, {"error": "invalid_scope"}, OAuthFailure),
         ),
+    ),
+    "stripe_app": Case(
+        app=app_of("stripe_app", "stripe_app"),
+        authenticates="secret_key_basic",
+        token={
+            "access_token": ACCESS, "refresh_token": REFRESH, "token_type": "bearer", "scope": "stripe_apps",
+            "stripe_user_id": "acct_1", "livemode": False, "stripe_publishable_key": "pk_1",
+        },
+        answers={"https://api.stripe.com/v1/account": _STRIPE_ACCOUNT},
+        accounts=("acct_1",),
+        name_at=("https://api.stripe.com/v1/account", "settings", "dashboard", "display_name"),
+        refusals=(
+            (400, {"error": "invalid_grant", "error_description": f"does not exist: {ACCESS}"}, GrantRefused),
+            (401, {"error": {"type": "invalid_request_error", "message": "Invalid API Key"}}, ClientRefused),
+            # A restricted key, or a token in a key's place.
+            (403, {"error": {"type": "invalid_request_error", "message": "permissions"}}, ClientRefused),
+        ),
+        event=_STRIPE_EVENT,
+        signs=stripe_signs,
     ),
     "github": Case(
         app=github_app(),

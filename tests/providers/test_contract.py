@@ -7,9 +7,10 @@ import copy
 import hashlib
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from datetime import datetime
 from typing import Any
 from urllib.parse import parse_qs, unquote_plus, urlsplit
 
@@ -25,11 +26,23 @@ from broker.errors import (
     OAuthUnavailable,
     RedirectRefused,
     UnusableAnswer,
+    Verdict,
 )
 from broker.http import Http
 from broker.oauth import Grant, OAuth, OAuthProfile, parse_grant
 from broker.providers import discover
-from broker.providers.base import NAME_LIMIT, Account, Provider, ProviderUnavailable, TokenRejected
+from broker.providers.base import (
+    NAME_LIMIT,
+    Account,
+    Condition,
+    Notice,
+    NoticeKind,
+    Provider,
+    ProviderUnavailable,
+    TokenRejected,
+    WebhookInvalid,
+    WebhookRefused,
+)
 from broker.secret import Secret
 from broker.text import storable
 from tests.connecting import ACCESS, CODE, REFRESH
@@ -91,7 +104,10 @@ class Stand:
 
     def grant(self) -> Grant:
         return parse_grant(
-            self.case.token, received_at=START, requires_access_token=self.provider.requires_access_token
+            self.case.token,
+            received_at=START,
+            requires_access_token=self.provider.requires_access_token,
+            access_seconds=self.profile.access_seconds,
         )
 
     def identify(self) -> tuple[Account, ...]:
@@ -415,3 +431,107 @@ def test_an_installation_page_carries_the_state(stand: Stand) -> None:
     url = urlsplit(stand.provider.install_url(stand.case.app, Secret("st/ate&x=1")))
     assert url.scheme == "https"
     assert parse_qs(url.query)["state"] == ["st/ate&x=1"]
+
+
+# --- how is it now? -------------------------------------------------------------------------------------
+
+
+def probed(stand: Stand, account: Account) -> Condition:
+    assert stand.provider.probe is not None
+    stand.answer(dict(stand.case.probe_answers))
+    grant = stand.grant() if stand.provider.probe_needs_grant else None
+    return stand.provider.probe(stand.case.app, account, grant, stand.http.request, START)
+
+
+def test_a_probe_asks_about_one_account_and_shows_no_token_in_an_address(stand: Stand) -> None:
+    if stand.provider.probe is None:
+        return
+    for account in stand.identify():
+        before = len(stand.network.calls)
+        condition = probed(stand, account)
+        assert condition.account is None or condition.account.id == account.id
+        asked = [call.request for call in stand.network.calls][before:]
+        assert 1 <= len(asked) <= 2
+        assert all("SENTINEL" not in str(request.url) for request in asked)
+
+
+PROBE_ANSWERS: list[Any] = [{}, [], {"error": {"code": "account_invalid"}}, {"error": "x"}, {"message": "x"}]
+
+
+@pytest.mark.parametrize("status", [401, 403, 404, 429, 500, 503])
+def test_whatever_a_probe_is_answered_is_foreseen(stand: Stand, status: int) -> None:
+    if stand.provider.probe is None:
+        return
+    (account, *_) = stand.identify()
+    grant = stand.grant() if stand.provider.probe_needs_grant else None
+    for body in PROBE_ANSWERS:
+        for url in {**stand.case.answers, **stand.case.probe_answers}:
+            stand.network.upsert("GET", url, status=status, json=body)
+        with pytest.raises(BrokerError) as caught:
+            stand.provider.probe(stand.case.app, account, grant, stand.http.request, START)
+        if status >= 429:
+            # A provider that is away says nothing about anybody's connection.
+            assert caught.value.verdict is Verdict.RETRY
+
+
+def test_a_grant_that_is_refreshed_here_keeps_its_refresh_token_out_of_the_import(stand: Stand) -> None:
+    offered = OfferedApp(stand.case.app, stand.provider)
+    if offered.refreshes:
+        assert offered.keeps_grant
+        for account in stand.identify():
+            assert "refresh_token" not in stand.properties(account, stand.grant())
+
+
+# --- webhooks -------------------------------------------------------------------------------------------
+
+
+def heard(stand: Stand, body: bytes, headers: Mapping[str, str], secrets: tuple[Secret, ...] = ()) -> Notice:
+    assert stand.provider.webhook is not None
+    app = replace(stand.case.app, webhook_secrets=secrets or (Secret("whsec_one"),))
+    return stand.provider.webhook(app, headers, body, START)
+
+
+def signed(stand: Stand, body: bytes, secret: str = "whsec_one", at: datetime = START) -> Mapping[str, str]:
+    assert stand.case.signs is not None, "say in cases.py how this provider signs"
+    return stand.case.signs(body, Secret(secret), at)
+
+
+def test_a_webhook_is_taken_with_any_of_the_secrets(stand: Stand) -> None:
+    if stand.provider.webhook is None:
+        return
+    body = json.dumps(stand.case.event).encode()
+    for secret in ("whsec_one", "whsec_two"):
+        notice = heard(stand, body, signed(stand, body, secret), (Secret("whsec_one"), Secret("whsec_two")))
+        assert notice.kind is not NoticeKind.NOTHING
+        assert 0 < len(notice.delivery_id) <= 128
+        assert 0 < len(notice.name) <= 80
+        assert notice.occurred_at is None or notice.occurred_at.tzinfo is not None
+
+
+def test_a_webhook_without_a_right_signature_is_refused_before_it_is_read(stand: Stand) -> None:
+    if stand.provider.webhook is None:
+        return
+    body = json.dumps(stand.case.event).encode()
+    good = signed(stand, body)
+    spoilt = {name: value[:-1] + ("0" if value[-1] != "0" else "1") for name, value in good.items()}
+    wrong = [{}, dict.fromkeys(good, ""), dict.fromkeys(good, "x"), spoilt, signed(stand, body, "whsec_other")]
+    for headers in wrong:
+        for sent in (body, b"", b"not json", b"\xff"):
+            with pytest.raises(WebhookRefused):
+                heard(stand, sent, headers)
+    with pytest.raises(WebhookRefused):
+        heard(stand, body + b" ", good)
+    with pytest.raises(WebhookRefused):
+        stand.provider.webhook(replace(stand.case.app, webhook_secrets=()), good, body, START)
+
+
+def test_a_signed_webhook_that_makes_no_sense_never_fails_in_an_unforeseen_way(stand: Stand) -> None:
+    if stand.provider.webhook is None:
+        return
+    for spoilt in spoilings(stand.case.event):
+        body = json.dumps(spoilt).encode()
+        with suppress(WebhookInvalid):
+            heard(stand, body, signed(stand, body))
+    for body in (b"", b"{", b"\xff\xfe", b"[" * 100_000, b"1e999"):
+        with pytest.raises(WebhookInvalid):
+            heard(stand, body, signed(stand, body))

@@ -9,11 +9,12 @@ from typing import Any
 import pytest
 import responses
 
-from broker.errors import UnusableAnswer
+from broker.errors import ClientRefused, UnusableAnswer
 from broker.http import Http
 from broker.oauth import Grant, parse_grant
-from broker.providers.base import Account, GrantIncomplete, ProviderRefused
+from broker.providers.base import Account, AccountGone, GrantIncomplete, ProviderRefused
 from broker.providers.stripe import PROVIDER, StripeOptions
+from broker.secret import Secret
 from tests.connecting import ACCESS, REFRESH, STRIPE_ACCOUNT
 from tests.house import START, stripe_app
 from tests.providers.cases import CASES
@@ -138,3 +139,87 @@ def test_other_addresses_can_be_configured(network: responses.RequestsMock, http
     assert PROVIDER.profile(app).token_url == "https://connect.example/oauth/token"
     network.get("https://api.example/v1/account", json={"id": "acct_1"})
     assert PROVIDER.identify(app, grant(), http.request)[0].id == "acct_1"
+
+
+# --- modes, keys, probes --------------------------------------------------------------------------------
+
+PLATFORM_READS = "https://api.stripe.com/v1/accounts/acct_1"
+UNKNOWN_KEY = {"error": {"type": "invalid_request_error", "message": "Invalid API Key provided"}}
+
+
+def keyed(*keys: str) -> Any:
+    return replace(APP, client_secrets=tuple(map(Secret, keys)))
+
+
+def probe(http: Http, app: Any = APP, mode: Any = "live") -> Account:
+    assert PROVIDER.probe is not None
+    found = PROVIDER.probe(app, Account("acct_1", "Old name", None, mode), None, http.request, START)
+    assert found.account is not None
+    return found.account
+
+
+@pytest.mark.parametrize(("key", "livemode"), [("sk_live_x", False), ("sk_test_x", True)])
+def test_a_grant_of_the_other_mode_than_the_key_is_a_setting_to_mend(
+    network: responses.RequestsMock, http: Http, key: str, livemode: bool
+) -> None:
+    network.get(STRIPE_ACCOUNT, json={"id": "acct_1"})
+    with pytest.raises(ProviderRefused, match="mode"):
+        PROVIDER.identify(keyed(key), grant(livemode=livemode), http.request)
+    assert len(network.calls) == 0
+
+
+def test_without_livemode_the_keys_mode_counts(network: responses.RequestsMock, http: Http) -> None:
+    network.get(STRIPE_ACCOUNT, json={"id": "acct_1"})
+    (account,) = PROVIDER.identify(keyed("sk_live_x"), grant(livemode=...), http.request)
+    assert account.mode == "live"
+
+
+def test_a_probe_reads_the_account_with_the_platforms_key(network: responses.RequestsMock, http: Http) -> None:
+    network.get(PLATFORM_READS, json={"id": "acct_1", "email": "new@acme.example"})
+    assert probe(http).name == "new@acme.example"
+    assert network.calls[0].request.headers["Authorization"] == "Bearer sk_never_to_be_seen"
+
+
+def test_an_account_that_removed_us_is_gone(network: responses.RequestsMock, http: Http) -> None:
+    network.get(PLATFORM_READS, status=403, json={"error": {"code": "account_invalid"}})
+    with pytest.raises(AccountGone):
+        probe(http)
+
+
+def test_a_key_that_may_not_read_the_account_says_nothing_about_it(network: responses.RequestsMock, http: Http) -> None:
+    network.get(PLATFORM_READS, status=403, json={"error": {"code": "more_permissions_required"}})
+    with pytest.raises(ProviderRefused):
+        probe(http)
+
+
+def test_a_key_that_stripe_does_not_know_is_never_the_accounts_fault(
+    network: responses.RequestsMock, http: Http
+) -> None:
+    network.get(PLATFORM_READS, status=401, json=UNKNOWN_KEY)
+    with pytest.raises(ClientRefused):
+        probe(http)
+
+
+def test_a_key_of_the_other_mode_is_not_even_tried(network: responses.RequestsMock, http: Http) -> None:
+    with pytest.raises(ProviderRefused, match="mode"):
+        probe(http, keyed("sk_test_x"))
+    assert len(network.calls) == 0
+
+
+def test_while_a_key_is_replaced_the_next_one_is_tried(network: responses.RequestsMock, http: Http) -> None:
+    network.get(PLATFORM_READS, status=401, json=UNKNOWN_KEY)
+    network.get(PLATFORM_READS, json={"id": "acct_1"})
+    assert probe(http, keyed("sk_live_old", "sk_live_new")).id == "acct_1"
+    tried = [call.request.headers["Authorization"] for call in network.calls]
+    assert tried == ["Bearer sk_live_old", "Bearer sk_live_new"]
+
+
+def test_a_refused_deauthorization_is_not_repeated_with_another_key(
+    network: responses.RequestsMock, http: Http
+) -> None:
+    said = {"error": "invalid_client", "error_description": "This application is not connected to stripe account x"}
+    network.post("https://connect.stripe.com/oauth/deauthorize", status=401, json=said)
+    assert PROVIDER.revoke is not None
+    account = Account("acct_1", "Acme", None, "live")
+    assert PROVIDER.revoke(keyed("sk_live_old", "sk_live_new"), account, None, http.request, START) is True
+    assert len(network.calls) == 1

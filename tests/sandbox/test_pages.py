@@ -4,7 +4,7 @@ from html.parser import HTMLParser
 
 import pytest
 
-from tests.sandbox.visitor import STRIPE_CALLBACK, Visitor
+from tests.sandbox.visitor import Visitor
 
 
 class Outline(HTMLParser):
@@ -39,8 +39,7 @@ def page(request: pytest.FixtureRequest, visitor: Visitor) -> str:
     if request.param == "stripe":
         return visitor.stripe_authorize().text
     if request.param == "stripe_app":
-        query = {"client_id": visitor.secrets.stripe_client_id, "redirect_uri": STRIPE_CALLBACK}
-        return visitor.client.get("/stripe/oauth/v2/authorize", query_string=query).text
+        return visitor.stripe_install().text
     if request.param == "github":
         return visitor.github_authorize().text
     if request.param == "sign_in":
