@@ -220,7 +220,13 @@ class Flows:
         flow = self._journal.own(flow_ref, browser)
         if flow.choices is not None and all(account_id != choice["id"] for choice in flow.choices):
             raise Refused("this account was not offered")
-        step = self._journal.pick(flow, account_id=account_id)
+        try:
+            step = self._journal.pick(flow, account_id=account_id)
+        except FlowEnded:
+            # The same choice again, from a second click or because the first one's answer never came.
+            if self._journal.own(flow_ref, browser).chosen_account_id == account_id:
+                return
+            raise
         self._reopen(step, self._apps.get(flow.app_key), Wish(account_id=account_id))
 
     def install_again(self, flow_ref: str, browser: Browser | None) -> str:

@@ -744,6 +744,15 @@ def test_a_choice_counts_once(bench: Bench) -> None:
     assert bench.row(ConnectedAccount).account_id == "400"
 
 
+def test_the_same_choice_again_changes_nothing_and_is_no_failure(bench: Bench) -> None:
+    bench.github(ORG, ORG_TOO, admin_of=(400, 401))
+    bench.connect("github")
+    bench.flows.choose(only(bench).ref, "400", bench.browser)
+    before = bench.everything()
+    bench.flows.choose(only(bench).ref, "400", bench.browser)
+    assert bench.everything() == before
+
+
 def test_a_grant_that_does_not_open_any_more_ends_the_choice_as_interrupted(bench: Bench) -> None:
     bench.github(ORG, ORG_TOO)
     bench.connect("github")
