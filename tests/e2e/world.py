@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import html
 import json
 import os
 import re
@@ -10,7 +11,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from datetime import UTC, datetime, timedelta
 from functools import cached_property
@@ -23,7 +24,8 @@ import requests
 import sqlalchemy as sa
 from dotenv import dotenv_values
 
-from broker.db import UtcDateTime, engine_options, prepare
+from broker.db import UtcDateTime, engine_options, prepare, table
+from broker.models import CleanUp, ConnectedAccount, Flow, FlowState, Job, JobState
 
 ROOT = Path(__file__).parents[2]
 START_SECONDS = 30.0
@@ -54,6 +56,34 @@ def free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])
+
+
+def let_pass(connection: sa.Connection, seconds: float = 10.0) -> bool:
+    """Bring forward by so much whatever waits for its time; return whether there was anything, or any work running.
+
+    Instead of waiting: nothing tells a retry in two seconds from one that was due two seconds earlier.
+    """
+    by, soon = timedelta(seconds=seconds), datetime.now(UTC) + timedelta(seconds=SOON_SECONDS)
+    jobs, flows, connections = table(Job), table(Flow), table(ConnectedAccount)
+    waiting = sa.and_(jobs.c.state == JobState.WAITING, jobs.c.due_at < soon)
+    redeeming, removing = flows.c.state == FlowState.REDEEMING, connections.c.removal == CleanUp.PENDING
+    moved = [
+        move(connection, jobs.c.due_at, by, waiting),
+        move(connection, flows.c.updated_at, by, redeeming),
+        # How long a removal waits for what may still arrive goes by this.
+        move(connection, connections.c.disconnected_at, by, removing),
+    ]
+    running = connection.execute(sa.select(jobs.c.id).where(jobs.c.state == JobState.RUNNING)).all()
+    return any(moved) or bool(running)
+
+
+def move(connection: sa.Connection, column: sa.Column[Any], by: timedelta, which: sa.ColumnElement[bool]) -> int:
+    """Move a point in time of some rows into the past; return of how many."""
+    of = column.table
+    rows = connection.execute(sa.select(of.c.id, column).where(which)).all()
+    for key, moment in rows:
+        connection.execute(sa.update(of).where(of.c.id == key).values({column: moment - by}))
+    return len(rows)
 
 
 class Form(HTMLParser):
@@ -132,6 +162,33 @@ class Person:
         return answer
 
 
+class Witness(Person):
+    """Somebody whose browser notes every exchange with the broker, for `tests.e2e.handoff_checker`."""
+
+    def __init__(self, world: Place, name: str, diary: Path) -> None:
+        super().__init__(world)
+        self.name = name
+        self._diary = diary
+
+    def _keep(self, answer: requests.Response) -> requests.Response:
+        said = re.findall(r"<h1>(.*?)</h1>|<strong>(.*?)</strong>", answer.text, re.DOTALL)
+        shown = [html.unescape(heading or notice).strip() for heading, notice in said]
+        self.note(str(answer.request.method), answer.url, answer, shown)
+        return super()._keep(answer)
+
+    def note(self, method: str, url: str, answer: requests.Response | None = None, shown: Sequence[str] = ()) -> None:
+        """Write down a request and its answer, None when there was none."""
+        if not url.startswith(self.world.url):
+            return
+        location = answer.headers.get("Location", "") if answer is not None else ""
+        noted = {
+            "person": self.name, "method": method, "url": url, "location": location, "shows": list(shown),
+            "status": answer.status_code if answer is not None else 0,
+        }  # fmt: skip
+        with self._diary.open("a") as diary:
+            diary.write(f"{json.dumps(noted)}\n")
+
+
 class World:
     """The processes. `stop` ends every one of them."""
 
@@ -171,11 +228,15 @@ class World:
 
     # --- processes -------------------------------------------------------------------------------------
 
+    def program(self, name: str) -> tuple[str, ...]:
+        """Return the module that is run as `broker` under a name, with arguments of its own."""
+        return ("broker",)
+
     def start(self, name: str, *arguments: str, **settings: str) -> subprocess.Popen[bytes]:
         """Start `broker ARGUMENTS` under a name; its output goes to `NAME.log`."""
         with (self.folder / f"{name}.log").open("ab") as log:
             process = subprocess.Popen(
-                [sys.executable, "-m", "broker", *arguments, "--until-eof"],
+                [sys.executable, "-m", *self.program(name), *arguments, "--until-eof"],
                 env=self.environment | settings, cwd=ROOT, stdin=subprocess.PIPE, stdout=log,
                 stderr=log, start_new_session=True,
             )  # fmt: skip
@@ -193,7 +254,7 @@ class World:
             "web", "web", "--bind", f"127.0.0.1:{self.port}", "--processes", str(processes), "--threads", "12",
             BROKER_WORKERS=str(workers),
         )  # fmt: skip
-        self._answers("web", f"{self.url}/readyz")
+        self.answers()
 
     def start_worker(self, name: str = "worker", *, threads: int = 2) -> None:
         """Start a worker process and wait until it works."""
@@ -233,6 +294,10 @@ class World:
             # Only what did not stop when it was asked to is left.
             for name in list(self.processes):
                 self.kill(name)
+
+    def answers(self) -> None:
+        """Wait until the web server answers."""
+        self._answers("web", f"{self.url}/readyz")
 
     def _answers(self, name: str, url: str) -> None:
         def look() -> bool:
