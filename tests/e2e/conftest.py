@@ -9,6 +9,7 @@ import pytest
 
 from tests.conftest import DATABASES
 from tests.databases import Databases
+from tests.e2e.kill_sweep import Journey, Run, summary
 from tests.e2e.world import Person, World
 
 _numbers = itertools.count(1)
@@ -50,3 +51,12 @@ def person(world: World) -> Person:
 def end_user() -> str:
     """The host's id of a person nobody has seen before."""
     return f"person-{next(_numbers)}"
+
+
+kill_runs = pytest.StashKey[dict[str, dict[Journey, list[Run]]]]()
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
+    """Say how much was swept."""
+    if swept := config.stash.get(kill_runs, {}):
+        terminalreporter.write_line(f"kill sweep: {summary(swept)}")
