@@ -28,10 +28,13 @@ POINTS = (
     "sequin.delete",
     "sequin.oauth_apps",
 )
-KINDS = ("status", "hang", "drip", "reset", "truncate", "html", "wrong_types", "huge", "redirect")
+KINDS = (
+    "status", "hang", "drip", "reset", "break_off", "truncate", "html", "wrong_types", "huge", "flood", "gzip_bomb",
+    "redirect",
+)  # fmt: skip
 MEMBERS = ("on", "fault", "when", "status", "headers", "seconds", "location", "times", "bytes", "body")
 LONGEST_SECONDS = 3600.0
-MOST_BYTES = 256 * 1024 * 1024
+MOST_BYTES = 1024 * 1024 * 1024
 
 
 class Unscripted(ValueError):

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import math
+import zlib
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from typing import NoReturn
 
 from werkzeug.wrappers import Response
 
@@ -15,6 +17,7 @@ from broker.sandbox.faults import Fault
 JSON = "application/json"
 DRIP_INTERVAL = 0.05
 CHUNK = 64 * 1024
+GZIP = zlib.MAX_WBITS | 16
 
 # What a good answer looks like, for spoiling one before the effect. None of these values is ever accepted.
 GRANT = {"access_token": "sandbox-sample-token", "token_type": "bearer", "scope": "read_write", "livemode": False}
@@ -69,11 +72,19 @@ def _wrong_types(fault: Fault, real: Response | None, connection: Connection) ->
 
 
 def _truncate(fault: Fault, real: Response | None, connection: Connection) -> Spoilt:
+    return _half(fault, real, connection.abandon)
+
+
+def _break_off(fault: Fault, real: Response | None, connection: Connection) -> Spoilt:
+    return _half(fault, real, connection.reset)
+
+
+def _half(fault: Fault, real: Response | None, end: Callable[[], NoReturn]) -> Spoilt:
     response, body = _base(fault, real)
 
     def half() -> Iterator[bytes]:
         yield body[: len(body) // 2]
-        connection.abandon()
+        end()
 
     return _streamed(response, half(), len(body), fault, body)
 
@@ -98,19 +109,42 @@ def _drip(fault: Fault, real: Response | None, connection: Connection) -> Spoilt
 
 
 def _huge(fault: Fault, real: Response | None, connection: Connection) -> Spoilt:
+    size, parts = _padded(fault, real)
+    return _streamed(Response(status=fault.status or 200, mimetype=JSON), parts, size, fault, b"")
+
+
+def _flood(fault: Fault, real: Response | None, connection: Connection) -> Spoilt:
+    _, parts = _padded(fault, real)
+    return _streamed(Response(status=fault.status or 200, mimetype=JSON), parts, None, fault, b"")
+
+
+def _gzip_bomb(fault: Fault, real: Response | None, connection: Connection) -> Spoilt:
+    _, parts = _padded(fault, real)
+    packer = zlib.compressobj(wbits=GZIP)
+
+    def packed() -> Iterator[bytes]:
+        for part in parts:
+            yield packer.compress(part)
+        yield packer.flush()
+
+    response = Response(status=fault.status or 200, headers={"Content-Encoding": "gzip"}, mimetype=JSON)
+    return _streamed(response, packed(), None, fault, b"")
+
+
+def _padded(fault: Fault, real: Response | None) -> tuple[int, Iterator[bytes]]:
+    """Return a true answer in a body of the size asked for, as a stream: it is never whole in memory."""
     head, tail = b'{"padding":"', b'",' + json.dumps(_object(fault, real)).encode()[1:]
     if real is None:
         tail = b'"}'
     padding = max(0, fault.size - len(head) - len(tail))
 
-    def flood() -> Iterator[bytes]:
+    def parts() -> Iterator[bytes]:
         yield head
         for start in range(0, padding, CHUNK):
             yield b"x" * min(CHUNK, padding - start)
         yield tail
 
-    size = len(head) + padding + len(tail)
-    return _streamed(Response(status=fault.status or 200, mimetype=JSON), flood(), size, fault, b"")
+    return len(head) + padding + len(tail), parts()
 
 
 def _hang(fault: Fault, real: Response | None, connection: Connection) -> Spoilt:
@@ -130,10 +164,13 @@ KINDS = {
     "hang": _hang,
     "drip": _drip,
     "reset": _reset,
+    "break_off": _break_off,
     "truncate": _truncate,
     "html": _html,
     "wrong_types": _wrong_types,
     "huge": _huge,
+    "flood": _flood,
+    "gzip_bomb": _gzip_bomb,
     "redirect": _redirect,
 }
 
@@ -149,9 +186,11 @@ def _whole(response: Response, fault: Fault, text: str) -> Spoilt:
     return Spoilt(response, response.status_code, text)
 
 
-def _streamed(response: Response, parts: Iterator[bytes], size: int, fault: Fault, body: bytes) -> Spoilt:
+def _streamed(response: Response, parts: Iterator[bytes], size: int | None, fault: Fault, body: bytes) -> Spoilt:
+    """Send the parts one by one; without a size the end of the connection is the end of the answer."""
     response.response = parts
-    response.headers["Content-Length"] = str(size)
+    if size is not None:
+        response.headers["Content-Length"] = str(size)
     response.headers.update(dict(fault.headers))
     return Spoilt(response, response.status_code, body.decode("utf-8", "replace"))
 

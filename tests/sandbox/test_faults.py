@@ -1,10 +1,12 @@
 from __future__ import annotations
 
+import gzip
 import http.client
 import json
 import socket
 import threading
 import time
+import tracemalloc
 from collections.abc import Iterator
 from contextlib import closing
 from urllib.parse import urlsplit
@@ -113,6 +115,14 @@ class TestKinds:
             answer.read()
         assert effects(sandbox) == (when == "after")
 
+    def test_break_off_is_half_an_answer_and_a_tcp_reset(
+        self, sandbox: RunningSandbox, connection: http.client.HTTPConnection, when: str
+    ) -> None:
+        script(connection, fault="break_off", when=when)
+        with pytest.raises(ConnectionResetError):
+            register(connection, sandbox).read()
+        assert effects(sandbox) == (when == "after")
+
     def test_html_is_a_page_instead_of_json(
         self, sandbox: RunningSandbox, connection: http.client.HTTPConnection, when: str
     ) -> None:
@@ -139,6 +149,42 @@ class TestKinds:
         assert len(body) == int(answer.headers["Content-Length"]) == 500_000
         assert "padding" in json.loads(body)
         assert effects(sandbox) == (when == "after")
+
+    def test_flood_is_huge_and_does_not_say_so(
+        self, sandbox: RunningSandbox, connection: http.client.HTTPConnection, when: str
+    ) -> None:
+        script(connection, fault="flood", when=when, bytes=500_000)
+        answer = register(connection, sandbox)
+        body = answer.read()
+        assert (answer.headers["Content-Length"], len(body)) == (None, 500_000)
+        assert "padding" in json.loads(body)
+        assert effects(sandbox) == (when == "after")
+
+    def test_gzip_bomb_is_small_until_it_is_unfolded(
+        self, sandbox: RunningSandbox, connection: http.client.HTTPConnection, when: str
+    ) -> None:
+        script(connection, fault="gzip_bomb", when=when, bytes=5_000_000)
+        answer = register(connection, sandbox)
+        packed = answer.read()
+        assert answer.headers["Content-Encoding"] == "gzip"
+        assert len(packed) < 50_000
+        assert len(gzip.decompress(packed)) == 5_000_000
+        assert effects(sandbox) == (when == "after")
+
+    def test_three_hundred_megabytes_are_never_whole_in_memory(
+        self, sandbox: RunningSandbox, connection: http.client.HTTPConnection
+    ) -> None:
+        script(connection, fault="huge", bytes=300_000_000)
+        tracemalloc.start()
+        try:
+            answer = register(connection, sandbox)
+            first = answer.read(1_000_000)
+            connection.close()
+            _, most = tracemalloc.get_traced_memory()
+        finally:
+            tracemalloc.stop()
+        assert (answer.headers["Content-Length"], len(first)) == ("300000000", 1_000_000)
+        assert most < 20_000_000
 
     def test_redirect_leads_back_here_unless_told_otherwise(
         self, sandbox: RunningSandbox, connection: http.client.HTTPConnection, when: str
@@ -263,7 +309,7 @@ class TestScript:
         try:
             ask(connection, "GET", "/stripe/oauth/authorize")
         except (http.client.HTTPException, OSError):
-            assert kind in ("hang", "reset", "truncate")
+            assert kind in ("hang", "reset", "break_off", "truncate")
         assert last(sandbox)["fault"] == kind
 
     @pytest.mark.parametrize(
