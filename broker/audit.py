@@ -10,6 +10,7 @@ from typing import Literal
 import sqlalchemy as sa
 from sqlalchemy.engine import Connection
 
+from broker.db import table
 from broker.models import AuditRecord
 
 ActorKind = Literal["end_user", "operator", "api_key", "provider", "worker", "cli"]
@@ -23,6 +24,9 @@ class Actor:
     kind: ActorKind
     name: str
 
+
+# Built once; without RETURNING, because nobody asks for the key.
+_RECORD = sa.insert(table(AuditRecord)).inline()
 
 COMMAND_LINE = Actor("cli", "cli")
 
@@ -39,12 +43,13 @@ def record(
 ) -> None:
     """Add one record in the caller's transaction. `detail` holds facts, never a secret."""
     connection.execute(
-        sa.insert(AuditRecord).values(
-            at=at,
-            actor_kind=actor_kind,
-            actor=actor[:LONGEST_NAME],
-            action=action,
-            target=target[:LONGEST_NAME],
-            detail=dict(detail or {}),
-        )
+        _RECORD,
+        {
+            "at": at,
+            "actor_kind": actor_kind,
+            "actor": actor[:LONGEST_NAME],
+            "action": action,
+            "target": target[:LONGEST_NAME],
+            "detail": dict(detail or {}),
+        },
     )

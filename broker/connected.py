@@ -13,16 +13,17 @@ from broker.providers.base import Account
 
 _connections = table(ConnectedAccount)
 _people = table(EndUser)
+_BY_KEY = (
+    sa.select(_connections, _people.c.external_id)
+    .join(_people, _people.c.id == _connections.c.end_user_id)
+    .where(_connections.c.id == sa.bindparam("key"))
+)
 
 
 def connected_row(database: Database, connection_id: int) -> Row[Any] | None:
     """Return a connection's row with `external_id`, the host's id of its end user; None when it is gone."""
     with database.read() as connection:
-        return connection.execute(
-            sa.select(_connections, _people.c.external_id)
-            .join(_people, _people.c.id == _connections.c.end_user_id)
-            .where(_connections.c.id == connection_id)
-        ).one_or_none()
+        return connection.execute(_BY_KEY, {"key": connection_id}).one_or_none()
 
 
 def account_of(row: Row[Any]) -> Account:

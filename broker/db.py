@@ -10,10 +10,11 @@ import fcntl
 import os
 import sqlite3
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
-from functools import cache
+from functools import cache, partial
 from importlib.resources import files
 from pathlib import Path
 from typing import Any, cast
@@ -24,6 +25,7 @@ from sqlalchemy import event
 from sqlalchemy.dialects.postgresql import JSONB
 from sqlalchemy.engine import Connection, Dialect, Engine
 from sqlalchemy.orm import DeclarativeBase, Session
+from sqlalchemy.pool import ConnectionPoolEntry
 
 from broker.clock import Clock
 from broker.errors import BrokerError
@@ -36,6 +38,11 @@ ALONE_KEYS = 0x62726F << 40
 
 UNUSABLE = {"25006": "read-only", "42P01": "a table is missing"}
 """PostgreSQL's codes for a server that takes no writes and for tables not made yet (appendix A of its manual)."""
+
+TRUSTED_SECONDS = 1.0
+"""How long a pooled connection to PostgreSQL may have rested and still be used without asking."""
+_RESTED_SINCE = "broker.rested_since"
+_CLOCK = sa.select(sa.func.clock_timestamp())
 
 NAMES = {
     "ix": "ix_%(table_name)s_%(column_0_N_name)s",
@@ -114,7 +121,7 @@ def engine_options(url: str) -> dict[str, Any]:
     options: dict[str, Any] = {"pool_size": 20, "hide_parameters": True}
     if url.startswith("sqlite"):
         return options | {"connect_args": {"timeout": SQLITE_BUSY_MS / 1000, "check_same_thread": False}}
-    return options | {"max_overflow": 10, "pool_pre_ping": True, "connect_args": {"connect_timeout": 5}}
+    return options | {"max_overflow": 10, "connect_args": {"connect_timeout": 5}}
 
 
 def keep_private(url: str) -> None:
@@ -132,6 +139,9 @@ def prepare(engine: Engine) -> None:
     if engine.dialect.name == "sqlite":
         event.listen(engine, "connect", _sqlite_connect)
         event.listen(engine, "begin", _sqlite_begin)
+    else:
+        event.listen(engine, "checkin", _rest)
+        event.listen(engine, "checkout", partial(_try_rested, engine.dialect))
 
 
 def _sqlite_connect(dbapi_connection: sqlite3.Connection, _record: object) -> None:
@@ -155,6 +165,28 @@ def _sqlite_begin(connection: Connection) -> None:
     connection.exec_driver_sql("BEGIN" if readonly else "BEGIN IMMEDIATE")
 
 
+def _rest(_dbapi_connection: object, record: ConnectionPoolEntry) -> None:
+    record.info[_RESTED_SINCE] = time.monotonic()
+
+
+def _try_rested(dialect: Dialect, dbapi_connection: Any, record: ConnectionPoolEntry, _proxy: object) -> None:
+    """Ask a connection that has rested whether its server is still there.
+
+    Asking every time, as the pool itself would, costs one more round trip for each unit of work. What was used a
+    moment ago may be gone too, but that can happen in the middle of a unit as well.
+    """
+    since = record.info.get(_RESTED_SINCE)
+    if since is None or time.monotonic() - since < TRUSTED_SECONDS:
+        return
+    try:
+        alive = dialect.do_ping(dbapi_connection)
+    except dialect.loaded_dbapi.Error:
+        alive = False
+    if not alive:
+        # All of them were opened to the same server.
+        raise sa.exc.InvalidatePoolError
+
+
 class Database:
     """Transactions on one engine. Safe to use from several threads, and after a fork."""
 
@@ -164,6 +196,7 @@ class Database:
         self._reader = engine.execution_options(readonly=True)
         self._locks: _RangeLocks | None = None
         self._opening = threading.Lock()
+        self._writing = threading.Lock()
 
     @property
     def is_sqlite(self) -> bool:
@@ -176,7 +209,7 @@ class Database:
 
         Raises DatabaseUnavailable when the database cannot be reached or written to.
         """
-        with _honest_failures(), self.engine.begin() as connection:
+        with _honest_failures(), self._turn(), self.engine.begin() as connection:
             yield connection
 
     @contextmanager
@@ -188,7 +221,12 @@ class Database:
     @contextmanager
     def session(self) -> Iterator[Session]:
         """Open an ORM session that commits on success; for paths that are not hot."""
-        with _honest_failures(), Session(self.engine, expire_on_commit=False) as session, session.begin():
+        with (
+            _honest_failures(),
+            self._turn(),
+            Session(self.engine, expire_on_commit=False) as session,
+            session.begin(),
+        ):
             yield session
 
     @contextmanager
@@ -204,7 +242,7 @@ class Database:
         """
         if self.is_sqlite:
             return self._clock.now()
-        return connection.execute(sa.select(sa.func.clock_timestamp())).scalar_one().astimezone(UTC)  # type: ignore[no-any-return]
+        return connection.execute(_CLOCK).scalar_one().astimezone(UTC)  # type: ignore[no-any-return]
 
     @contextmanager
     def alone(self, key: int) -> Iterator[bool]:
@@ -241,6 +279,24 @@ class Database:
     def after_fork(self) -> None:
         """Forget the parent's connections; call once in a child process."""
         self.engine.dispose(close=False)
+        self._writing = threading.Lock()
+
+    @contextmanager
+    def _turn(self) -> Iterator[None]:
+        """Let the threads of this process write to an embedded database one after the other.
+
+        It takes one writer at a time anyway, and lets the others sleep for much longer than it takes.
+        """
+        if not self.is_sqlite:
+            yield
+            return
+        writing = self._writing
+        if not writing.acquire(timeout=SQLITE_BUSY_MS / 1000):
+            raise DatabaseUnavailable("locked by another thread")
+        try:
+            yield
+        finally:
+            writing.release()
 
 
 def _give_back(connection: Connection, which: dict[str, int]) -> None:

@@ -88,10 +88,8 @@ class Deliveries:
             return self._record(job, row, Done(), None, None)
         try:
             sending = self._prepare(row)
-            if not self._jobs.renew(job):
+            if not self._may_send(job, row):
                 return Done()
-            if self._was_disconnected(row):
-                return self._record(job, row, Done(), None, None)
             credential = self._sequin.import_credential(
                 properties=sending.properties,
                 oauth_app_id=sending.oauth_app_id,
@@ -107,11 +105,19 @@ class Deliveries:
         """Record a failure nobody foresaw on the job and on its connection, so that both tell the same."""
         self._record(job, connected_row(self._database, job.subject_id), outcome, None, None)
 
-    def _was_disconnected(self, row: Row[Any]) -> bool:
-        """Look once more right before sending: preparing may have taken a call to Sequin."""
+    def _may_send(self, job: LeasedJob, row: Row[Any]) -> bool:
+        """Look once more right before sending: preparing may have taken a call to Sequin.
+
+        False when somebody else has the job, or when the connection was ended meanwhile, which takes the job back.
+        """
         query = sa.select(_connections.c.disconnected_at).where(_connections.c.id == row.id)
         with self._database.read() as connection:
-            return connection.execute(query).scalar_one_or_none() is not None
+            is_covered = self._jobs.covers(connection, job)
+            ended_at = connection.execute(query).scalar_one_or_none()
+        if ended_at is not None:
+            self._record(job, row, Done(), None, None)
+            return False
+        return is_covered or self._jobs.renew(job)
 
     def _prepare(self, row: Row[Any]) -> _Import:
         app = self._apps.get(row.app_key)
@@ -157,7 +163,9 @@ class Deliveries:
         """Commit the outcome on the job and on the connection together, or neither."""
         now = self._clock.now()
         with self._database.write() as connection:
-            if not self._jobs.settle(connection, job, outcome):
+            # Asked once, so that job and connection are parked together.
+            judged_at = self._database.now(connection)
+            if not self._jobs.settle(connection, job, outcome, now=judged_at):
                 # Somebody else has this job. If we sent, what Sequin holds may be ours: let the latest token go again.
                 if credential is not None:
                     self._put_right(connection, job.subject_id, credential)
@@ -165,8 +173,7 @@ class Deliveries:
                 return outcome
             if row is None:
                 return outcome
-            # By the clock that settled the job, so that job and connection are parked together.
-            gives_up = self._jobs.gives_up(job, self._database.now(connection))
+            gives_up = self._jobs.gives_up(job, judged_at)
             values = self._after(row, outcome, credential, sent, gives_up=gives_up)
             if values:
                 connection.execute(
@@ -176,7 +183,7 @@ class Deliveries:
                     .values(**values)
                 )
             if credential is not None:
-                self._jobs.enqueue(connection, "verify", row.id)
+                self._jobs.enqueue(connection, "verify", row.id, now=judged_at)
                 audit.record(
                     connection, at=now, actor_kind="worker", actor="import", action="connection.imported",
                     target=row.ref, detail={"credential": credential.id},

@@ -11,9 +11,10 @@ from __future__ import annotations
 
 import random
 import threading
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
+from typing import Any
 
 import sqlalchemy as sa
 from sqlalchemy.dialects import postgresql, sqlite
@@ -28,8 +29,78 @@ FIRST_RETRY_SECONDS = 2.0
 LONGEST_RETRY_SECONDS = 900.0
 GIVE_UP_AFTER = timedelta(days=3)
 HASTENED_AT_ONCE = 500
+FRESH_SECONDS = 60.0
+FRESH_SHARE = 4
+"""One in so many of a batch goes to what became due within FRESH_SECONDS, however long the line is."""
+WAITED_FOR = ("finish", "import")
+"""The kinds of work that a person may be waiting for: only these overtake."""
+COVERED_SECONDS = 20.0
+"""A lease with this much left covers any one call (15 s) and recording how it went."""
 
 _jobs = table(Job)
+
+# Built once: these run for every job, and building a statement costs more than running it.
+_COLUMNS = ("state", "due_at", "failures", "failing_since", "error", "error_detail")
+_MINE = (
+    _jobs.c.id == sa.bindparam("job"),
+    _jobs.c.fence == sa.bindparam("held_fence"),
+    _jobs.c.state == JobState.RUNNING,
+)
+_SETTLE = (
+    sa.update(_jobs)
+    .where(*_MINE)
+    .values(
+        updated_at=sa.bindparam("at"),
+        # What comes again later is asked for anew then.
+        created_at=sa.func.coalesce(sa.bindparam("next_asked", type_=_jobs.c.created_at.type), _jobs.c.created_at),
+        **{
+            name: sa.case(
+                # Work asked for again meanwhile: this outcome speaks of an older request, so run once more.
+                (
+                    _jobs.c.generation != sa.bindparam("asked"),
+                    sa.bindparam(f"afresh_{name}", type_=_jobs.c[name].type),
+                ),
+                else_=sa.bindparam(f"then_{name}", type_=_jobs.c[name].type),
+            )
+            for name in _COLUMNS
+        },
+    )
+    .returning(_jobs.c.id)
+)
+_RENEW = (
+    sa.update(_jobs)
+    .where(*_MINE)
+    .values(due_at=sa.bindparam("until"), updated_at=sa.bindparam("at"))
+    .returning(_jobs.c.id)
+)
+_HELD_UNTIL = sa.select(_jobs.c.due_at).where(*_MINE)
+
+
+def _enqueue(insert: Any) -> Any:
+    """Return the upsert that asks for work; `insert` is the dialect's own."""
+    running = _jobs.c.state == JobState.RUNNING
+    fresh = insert(_jobs).values(
+        kind=sa.bindparam("kind"), subject_id=sa.bindparam("subject"), state=JobState.WAITING,
+        due_at=sa.bindparam("due"), fence=0, generation=0, failures=0, created_at=sa.bindparam("due"),
+        updated_at=sa.bindparam("at"),
+    )  # fmt: skip
+    return fresh.on_conflict_do_update(
+        index_elements=["kind", "subject_id"],
+        set_={
+            "state": sa.case((running, _jobs.c.state), else_=JobState.WAITING.value),
+            "due_at": sa.case((running, _jobs.c.due_at), else_=fresh.excluded.due_at),
+            "generation": _jobs.c.generation + 1,
+            "failures": 0,
+            "failing_since": None,
+            "error": None,
+            "error_detail": None,
+            "created_at": fresh.excluded.created_at,
+            "updated_at": fresh.excluded.updated_at,
+        },
+    )
+
+
+_ENQUEUE = {"sqlite": _enqueue(sqlite.insert), "postgresql": _enqueue(postgresql.insert)}
 
 
 @dataclass(frozen=True)
@@ -112,33 +183,24 @@ class Jobs:
         self.wakeup = threading.Event()
         """Set when this process has committed new work, so that its own workers need not wait for their next look."""
 
-    def enqueue(self, connection: Connection, kind: str, subject_id: int, *, after: timedelta = timedelta(0)) -> None:
+    def enqueue(
+        self,
+        connection: Connection,
+        kind: str,
+        subject_id: int,
+        *,
+        after: timedelta = timedelta(0),
+        now: datetime | None = None,
+    ) -> None:
         """Ask for work in the caller's transaction, now or not before `after` has passed.
 
-        A job that is running keeps its lease and runs once more afterwards; any other is armed afresh.
+        A job that is running keeps its lease and runs once more afterwards; any other is armed afresh. `now` is for
+        callers that have asked the database already.
         """
         # By the clock that judges what is due: another machine's worker must not wait for this one's to be right.
-        now = self._database.now(connection)
-        insert = sqlite.insert if connection.dialect.name == "sqlite" else postgresql.insert
-        running = _jobs.c.state == JobState.RUNNING
-        fresh = insert(_jobs).values(
-            kind=kind, subject_id=subject_id, state=JobState.WAITING, due_at=now + after, fence=0, generation=0,
-            failures=0, created_at=now, updated_at=now,
-        )  # fmt: skip
+        now = now or self._database.now(connection)
         connection.execute(
-            fresh.on_conflict_do_update(
-                index_elements=["kind", "subject_id"],
-                set_={
-                    "state": sa.case((running, _jobs.c.state), else_=JobState.WAITING.value),
-                    "due_at": sa.case((running, _jobs.c.due_at), else_=fresh.excluded.due_at),
-                    "generation": _jobs.c.generation + 1,
-                    "failures": 0,
-                    "failing_since": None,
-                    "error": None,
-                    "error_detail": None,
-                    "updated_at": now,
-                },
-            )
+            _ENQUEUE[connection.dialect.name], {"kind": kind, "subject": subject_id, "due": now + after, "at": now}
         )
 
     def cancel(self, connection: Connection, kind: str, subject_id: int) -> None:
@@ -166,6 +228,8 @@ class Jobs:
     def lease(self, kinds: Sequence[str], *, most: int = 1, early: bool = False) -> list[LeasedJob]:
         """Lease up to `most` due jobs, the longest due first; a job whose lease ran out is due again.
 
+        Where the line is long, a share of each batch goes to what has just been asked for.
+
         With `early`, jobs that wait after a failure count as due: one of them shows whether the failure has passed.
         """
         with self._database.read() as connection:
@@ -176,13 +240,15 @@ class Jobs:
         with self._database.write() as connection:
             now = self._database.now(connection)
             # Chosen first: as a subquery the planner may run it again for each row, and RETURNING keeps no order.
-            found = connection.execute(
-                sa.select(_jobs.c.id, _jobs.c.due_at)
-                .where(*_due(kinds, now, early=early))
-                .order_by(_jobs.c.due_at, _jobs.c.id)
-                .limit(most)
-                .with_for_update(skip_locked=True)
-            ).all()
+            found = self._first(connection, most, *_due(kinds, now, early=early))
+            since = now - timedelta(seconds=FRESH_SECONDS)
+            if len(found) == most > 1 and found[-1].due_at < since:
+                # A long line: whoever has just connected must not wait for all of it.
+                waited_for = [kind for kind in kinds if kind in WAITED_FOR]
+                fresh = self._first(
+                    connection, max(1, most // FRESH_SHARE), *_due(waited_for, now, early=False), _jobs.c.due_at > since
+                )
+                found = [*found[: most - len(fresh)], *fresh]
             chosen = {job.id: job.due_at for job in found}
             rows = connection.execute(
                 sa.update(_jobs)
@@ -201,21 +267,49 @@ class Jobs:
         leased = {row.id: replace(LeasedJob(*row), due_at=chosen[row.id]) for row in rows}
         return [leased[key] for key in chosen if key in leased]
 
+    def _first(self, connection: Connection, most: int, *which: sa.ColumnElement[bool]) -> Sequence[Any]:
+        """Lock and return the longest due of the jobs that nobody else is at."""
+        return connection.execute(
+            sa.select(_jobs.c.id, _jobs.c.due_at)
+            .where(*which)
+            .order_by(_jobs.c.due_at, _jobs.c.id)
+            .limit(most)
+            .with_for_update(skip_locked=True)
+        ).all()
+
+    def covers(self, connection: Connection, job: LeasedJob) -> bool:
+        """Tell whether the lease is still held, and for long enough to act and to record the outcome."""
+        until = connection.execute(_HELD_UNTIL, {"job": job.id, "held_fence": job.fence}).scalar_one_or_none()
+        return until is not None and until - self._database.now(connection) >= timedelta(seconds=COVERED_SECONDS)
+
     def renew(self, job: LeasedJob) -> bool:
-        """Extend the lease right before acting. False means that somebody else has the job: do nothing."""
+        """Make sure of the lease right before acting. False means that somebody else has the job: do nothing."""
+        with self._database.read() as connection:
+            # Looking first: most leases have been taken a moment ago, and a write costs many times as much.
+            if self.covers(connection, job):
+                return True
         with self._database.write() as connection:
             return self.renew_with(connection, job)
 
     def renew_with(self, connection: Connection, job: LeasedJob) -> bool:
         """Extend the lease in the caller's transaction. False means that somebody else has the job."""
         until = self._database.now(connection) + timedelta(seconds=LEASE_SECONDS)
-        return self._held(connection, job, {"due_at": until}) is not None
+        held = {"job": job.id, "held_fence": job.fence, "until": until, "at": self._clock.now()}
+        return connection.execute(_RENEW, held).scalar_one_or_none() is not None
 
     def release(self, job: LeasedJob) -> None:
         """Hand an untouched job back at once, in its old place; for a worker that stops or had better wait."""
         with self._database.write() as connection:
-            due = job.due_at or self._database.now(connection)
-            self._held(connection, job, {"state": JobState.WAITING.value, "due_at": due})
+            connection.execute(
+                sa.update(_jobs)
+                .where(*_MINE)
+                .values(
+                    state=JobState.WAITING,
+                    due_at=job.due_at or self._database.now(connection),
+                    updated_at=self._clock.now(),
+                ),
+                {"job": job.id, "held_fence": job.fence},
+            )
 
     def hasten(
         self,
@@ -228,8 +322,9 @@ class Jobs:
     ) -> int:
         """Make jobs due that wait because of something that has passed, in the caller's transaction.
 
-        Without `subjects` those with an error; with them every waiting job about one of these, or only those with
-        an error for `failed`. Returns how many.
+        Without `after` each goes back to its place in the line: when it was asked for, not when it last failed.
+        Without `subjects` those with an error; with them every waiting job about one of these.
+        Returns how many.
         """
         now = self._database.now(connection)
         waiting = (
@@ -242,27 +337,26 @@ class Jobs:
         # Whoever holds one of them now decides about it; waiting for them in another order could deadlock.
         query = sa.select(_jobs.c.id).where(*waiting).with_for_update(skip_locked=True)
         chosen = connection.execute(query).scalars().all()
+        place = sa.case((_jobs.c.created_at < now, _jobs.c.created_at), else_=sa.literal(now, _jobs.c.due_at.type))
+        due = now + after if after else place
         for start in range(0, len(chosen), HASTENED_AT_ONCE):
             batch = chosen[start : start + HASTENED_AT_ONCE]
-            connection.execute(sa.update(_jobs).where(_jobs.c.id.in_(batch)).values(due_at=now + after, updated_at=now))
+            connection.execute(sa.update(_jobs).where(_jobs.c.id.in_(batch)).values(due_at=due, updated_at=now))
         return len(chosen)
 
-    def settle(self, connection: Connection, job: LeasedJob, outcome: Outcome) -> bool:
+    def settle(self, connection: Connection, job: LeasedJob, outcome: Outcome, *, now: datetime | None = None) -> bool:
         """Record the outcome in the caller's transaction.
 
-        Returns False when the lease was lost: the caller must then roll back whatever depends on this outcome.
+        Returns False when the lease was lost: the caller must then roll back whatever depends on this outcome. `now` is
+        for callers that have asked the database already.
         """
-        now = self._database.now(connection)
-        values = self._after(job, outcome, now)
-        # Work asked for again meanwhile: this outcome speaks of an older request, so run once more.
-        asked_again = _jobs.c.generation != job.generation
+        now = now or self._database.now(connection)
         afresh = self._after(job, Done(), now) | {"state": JobState.WAITING.value, "due_at": now}
-        chosen = {
-            name: sa.case((asked_again, sa.literal(afresh[name], column.type)), else_=sa.literal(value, column.type))
-            for name, value in values.items()
-            for column in [_jobs.c[name]]
-        }
-        return self._held(connection, job, chosen) is not None
+        values: dict[str, object] = {f"afresh_{name}": value for name, value in afresh.items()}
+        values |= {f"then_{name}": value for name, value in self._after(job, outcome, now).items()}
+        values |= {"job": job.id, "held_fence": job.fence, "asked": job.generation, "at": self._clock.now()}
+        values["next_asked"] = values["then_due_at"] if isinstance(outcome, Later) else None
+        return connection.execute(_SETTLE, values).scalar_one_or_none() is not None
 
     def unfinished(self, *, most: int = 1000) -> list[JobView]:
         """Return jobs that are not done: parked ones first, then by when they are due."""
@@ -305,14 +399,6 @@ class Jobs:
         with self._database.read() as connection:
             query = sa.select(sa.func.count()).select_from(_jobs).where(_jobs.c.state == JobState.PARKED)
             return connection.execute(query).scalar_one()
-
-    def _held(self, connection: Connection, job: LeasedJob, values: Mapping[str, object]) -> object | None:
-        return connection.execute(
-            sa.update(_jobs)
-            .where(_jobs.c.id == job.id, _jobs.c.fence == job.fence, _jobs.c.state == JobState.RUNNING)
-            .values(updated_at=self._clock.now(), **values)
-            .returning(_jobs.c.id)
-        ).scalar_one_or_none()
 
     def _after(self, job: LeasedJob, outcome: Outcome, now: datetime) -> dict[str, object]:
         if isinstance(outcome, Done | Later):

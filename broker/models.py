@@ -367,6 +367,7 @@ class Job(Base):
     # The last failure's stable code and a fact for operators; null after a success.
     error: Mapped[str | None] = mapped_column(sa.String(64))
     error_detail: Mapped[str | None] = mapped_column(sa.String(500))
+    # When the work was last asked for, or comes again: the place that what has failed takes up again in the line.
     created_at: Mapped[datetime] = mapped_column(UtcDateTime)
     updated_at: Mapped[datetime] = mapped_column(UtcDateTime)
 

@@ -369,6 +369,57 @@ def test_a_failure_gives_the_right_back(database: Database) -> None:
         assert alone
 
 
+def test_connections_that_the_server_has_ended_are_not_used_once_they_have_rested(
+    database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if database.is_sqlite:
+        pytest.skip("an embedded database has no server")
+    monkeypatch.setattr("broker.db.TRUSTED_SECONDS", 0.0)
+    with database.read() as first, database.read() as second:
+        for connection in (first, second):
+            connection.execute(sa.text("SELECT 1"))
+    with database.write() as connection:
+        ended = (
+            "SELECT pg_terminate_backend(pid) FROM pg_stat_activity "
+            "WHERE datname = current_database() AND pid <> pg_backend_pid()"
+        )
+        assert connection.execute(sa.text(ended)).scalars().all() == [True]
+    for _ in range(3):
+        assert names(database) == []
+
+
+def test_threads_write_to_an_embedded_database_one_after_the_other(database: Database) -> None:
+    if not database.is_sqlite:
+        pytest.skip("PostgreSQL takes many writers at once")
+    order: list[str] = []
+    waiting = threading.Event()
+
+    def second() -> None:
+        waiting.set()
+        with database.write():
+            order.append("second")
+
+    with database.write():
+        thread = threading.Thread(target=second)
+        thread.start()
+        waiting.wait()
+        with database.read():
+            order.append("a reader in between")
+        order.append("first")
+    thread.join()
+    assert order == ["a reader in between", "first", "second"]
+
+
+def test_a_thread_that_waits_too_long_for_its_turn_is_told_so(
+    database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("broker.db.SQLITE_BUSY_MS", 10)
+    if not database.is_sqlite:
+        pytest.skip("PostgreSQL takes many writers at once")
+    with database.write(), pytest.raises(DatabaseUnavailable, match="locked"), database.write():
+        pass
+
+
 # --- migrations -----------------------------------------------------------------------------------------
 
 

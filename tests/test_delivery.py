@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import requests
 import sqlalchemy as sa
+from sqlalchemy.engine import Connection
 
 from broker.jobs import GIVE_UP_AFTER, LEASE_SECONDS
 from broker.models import AuditRecord, ConnectedAccount, JobState
@@ -314,20 +315,21 @@ def test_an_app_no_longer_configured_holds_its_imports(bench: Bench) -> None:
 def test_a_database_that_was_busy_for_a_moment_is_not_a_setting_to_mend(bench: Bench) -> None:
     connected(bench)
     job = bench.lease("import")
-    # While the delivery renews its lease, the jobs table is away; when it records the outcome, it is back.
-    away, renewals = bench.jobs.renew, []
+    # While the delivery makes sure of its lease, the jobs table is away; when it records the outcome, it is back.
+    away, looks = bench.jobs.covers, []
 
-    def renew(leased: Any) -> bool:
-        renewals.append(leased)
+    def covers(_connection: Connection, leased: Any) -> bool:
+        looks.append(leased)
         bench.house.run(sa.text("ALTER TABLE jobs RENAME TO jobs_away"))
         try:
-            return away(leased)
+            with bench.database.read() as connection:
+                return away(connection, leased)
         finally:
             bench.house.run(sa.text("ALTER TABLE jobs_away RENAME TO jobs"))
 
-    bench.jobs.renew = renew  # type: ignore[method-assign, assignment]
+    bench.jobs.covers = covers  # type: ignore[method-assign, assignment]
     bench.deliveries.run(job)
-    assert renewals
+    assert looks
     assert (row(bench).import_state, row(bench).import_error) == ("pending", "database_unavailable")
     assert bench.imports() == []
 

@@ -14,6 +14,7 @@ from sqlalchemy.engine import Row
 from broker.clock import ManualClock
 from broker.db import Database
 from broker.jobs import (
+    COVERED_SECONDS,
     FIRST_RETRY_SECONDS,
     GIVE_UP_AFTER,
     LEASE_SECONDS,
@@ -21,6 +22,7 @@ from broker.jobs import (
     Done,
     Hold,
     Jobs,
+    Later,
     LeasedJob,
     Outcome,
     Park,
@@ -217,6 +219,66 @@ def test_many_leasers_never_lease_one_job_twice(bench: Bench, batch: int) -> Non
         leased.extend(job.subject_id for job in jobs)
     assert not failures
     assert sorted(leased) == list(range(subjects))
+
+
+def test_in_a_long_line_a_share_of_each_batch_goes_to_what_was_just_asked_for(bench: Bench) -> None:
+    for subject in range(1, 21):
+        bench.enqueue(subject, seconds=-3600 + subject)
+    for subject in (91, 92, 93):
+        bench.enqueue(subject)
+    batches = [[job.subject_id for job in bench.jobs.lease(KINDS, most=8)] for _ in range(3)]
+    assert batches == [[1, 2, 3, 4, 5, 6, 91, 92], [7, 8, 9, 10, 11, 12, 13, 93], [14, 15, 16, 17, 18, 19, 20]]
+
+
+def test_nobody_overtakes_in_a_short_line_and_nothing_overtakes_that_nobody_waits_for(bench: Bench) -> None:
+    for subject in range(1, 5):
+        bench.enqueue(subject, seconds=-50 + subject)
+    bench.enqueue(9)
+    assert [job.subject_id for job in bench.jobs.lease(KINDS, most=4)] == [1, 2, 3, 4]
+    bench.clock.advance(3600)
+    for subject in range(1, 5):
+        bench.enqueue(subject, kind="finish", seconds=-1800)
+    bench.enqueue(7, kind="verify")
+    leased = bench.jobs.lease([*KINDS, "verify"], most=4)
+    assert "verify" not in [job.kind for job in leased]
+
+
+def test_what_failed_takes_up_its_old_place_in_the_line_once_the_failure_has_passed(bench: Bench) -> None:
+    for subject in (1, 2, 3):
+        bench.enqueue(subject, seconds=-300 + subject)
+    for _ in range(2):
+        bench.settle(bench.lease(), Retry("sequin_unavailable"))
+    bench.clock.advance(0.5)
+    with bench.database.write() as connection:
+        assert bench.jobs.hasten(connection, KINDS) == 2
+    assert [job.subject_id for job in bench.jobs.lease(KINDS, most=3)] == [1, 2, 3]
+
+
+def test_what_comes_again_later_takes_its_place_from_then(bench: Bench) -> None:
+    bench.enqueue(1, seconds=-7200)
+    bench.settle(bench.lease(), Later(3600))
+    bench.clock.advance(3500)
+    bench.enqueue(2)
+    bench.clock.advance(100)
+    for _ in range(2):
+        bench.settle(bench.lease(), Retry("sequin_unavailable"))
+    with bench.database.write() as connection:
+        bench.jobs.hasten(connection, KINDS)
+    assert [job.subject_id for job in bench.jobs.lease(KINDS, most=2)] == [2, 1]
+
+
+def test_a_lease_covers_a_call_for_as_long_as_enough_of_it_is_left(bench: Bench) -> None:
+    bench.enqueue()
+    job = bench.lease()
+    with bench.database.read() as connection:
+        assert bench.jobs.covers(connection, job)
+    bench.clock.advance(LEASE_SECONDS - COVERED_SECONDS + 0.1)
+    with bench.database.read() as connection:
+        assert not bench.jobs.covers(connection, job)
+    assert bench.jobs.renew(job)
+    bench.cancel()
+    with bench.database.read() as connection:
+        assert not bench.jobs.covers(connection, job)
 
 
 def test_renewing_moves_the_end_of_the_lease(bench: Bench) -> None:
