@@ -59,9 +59,8 @@ format: setup ## Rewrite the code as `make lint` wants it
 	@$(BIN)/ruff check --fix-only --quiet .
 	@$(BIN)/ruff format .
 
-bench: setup ## Run the benchmarks
-	@if test -d benchmarks; then echo "Running benchmarks/ …" && exec $(BIN)/python -m benchmarks $(ARGS); \
-	else echo "There are no benchmarks yet: they will live in benchmarks/."; fi
+bench: setup ## Run the benchmarks; `make bench ARGS="import-backlog --size 1000"` runs one, smaller
+	@exec $(BIN)/python -m benchmarks $(ARGS)
 
 browser: setup ## Find a Chromium for the browser tests, or try to get one
 	@$(BIN)/python -m tests.chromium
