@@ -36,6 +36,8 @@ WAITED_FOR = ("finish", "import")
 """The kinds of work that a person may be waiting for: only these overtake."""
 COVERED_SECONDS = 20.0
 """A lease with this much left covers any one call (15 s) and recording how it went."""
+NEVER_GIVEN_UP = frozenset({"revoke", "remove", "discard", "verify", "reconcile", "purge", "refresh", "probe"})
+"""Kinds of work that somebody was promised, or that comes round for ever: however long they fail, they go on."""
 
 _jobs = table(Job)
 
@@ -282,6 +284,36 @@ class Jobs:
         until = connection.execute(_HELD_UNTIL, {"job": job.id, "held_fence": job.fence}).scalar_one_or_none()
         return until is not None and until - self._database.now(connection) >= timedelta(seconds=COVERED_SECONDS)
 
+    def alone(self, kind: str) -> LeasedJob | None:
+        """Lease work that no worker does but whoever asks for it, now; None while somebody else is at it."""
+        with self._database.write() as connection:
+            now = self._database.now(connection)
+            insert = sqlite.insert if connection.dialect.name == "sqlite" else postgresql.insert
+            idle = insert(_jobs).values(
+                kind=kind, subject_id=0, state=JobState.DONE, fence=0, generation=0, failures=0, created_at=now,
+                updated_at=now,
+            )  # fmt: skip
+            connection.execute(idle.on_conflict_do_nothing(index_elements=["kind", "subject_id"]))
+            row = connection.execute(
+                sa.update(_jobs)
+                .where(
+                    _jobs.c.kind == kind,
+                    _jobs.c.subject_id == 0,
+                    sa.or_(_jobs.c.state != JobState.RUNNING, _jobs.c.due_at <= now),
+                )
+                .values(
+                    state=JobState.RUNNING,
+                    fence=_jobs.c.fence + 1,
+                    due_at=now + timedelta(seconds=LEASE_SECONDS),
+                    updated_at=now,
+                )
+                .returning(
+                    _jobs.c.id, _jobs.c.kind, _jobs.c.subject_id, _jobs.c.fence, _jobs.c.generation,
+                    _jobs.c.failures, _jobs.c.failing_since,
+                )
+            ).one_or_none()  # fmt: skip
+        return LeasedJob(*row) if row is not None else None
+
     def renew(self, job: LeasedJob) -> bool:
         """Make sure of the lease right before acting. False means that somebody else has the job: do nothing."""
         with self._database.read() as connection:
@@ -413,7 +445,7 @@ class Jobs:
             return told | {"state": JobState.WAITING.value, "due_at": again, "failures": 0, "failing_since": None}
         since = job.failing_since or now
         told["failing_since"] = since
-        if isinstance(outcome, Park) or now - since >= GIVE_UP_AFTER:
+        if isinstance(outcome, Park) or self.gives_up(job, now):
             return told | {"state": JobState.PARKED.value, "due_at": None, "failures": job.failures + 1}
         wait = timedelta(seconds=self._wait(job.failures, outcome.not_before))
         return told | {"state": JobState.WAITING.value, "due_at": now + wait, "failures": job.failures + 1}
@@ -425,7 +457,8 @@ class Jobs:
 
     def gives_up(self, job: LeasedJob, now: datetime) -> bool:
         """Tell whether a further failure of this job is the last one."""
-        return job.failing_since is not None and now - job.failing_since >= GIVE_UP_AFTER
+        is_endless = job.kind in NEVER_GIVEN_UP
+        return not is_endless and job.failing_since is not None and now - job.failing_since >= GIVE_UP_AFTER
 
 
 def _due(kinds: Sequence[str], now: datetime, *, early: bool) -> tuple[sa.ColumnElement[bool], ...]:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterable
-from dataclasses import dataclass
+import time
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, replace
 from datetime import timedelta
 from enum import StrEnum
 
@@ -15,7 +16,7 @@ from broker.apps import AppCatalogue, OfferedApp
 from broker.clock import Clock
 from broker.db import Database, table
 from broker.errors import BrokerError, NetworkError, Verdict
-from broker.jobs import Jobs
+from broker.jobs import Done, Jobs, LeasedJob
 from broker.models import ConnectedAccount, ImportState
 from broker.sequin import Sequin, SequinOAuthApp
 
@@ -23,6 +24,8 @@ TRUSTED_SECONDS = 60.0
 """How long an answer is used before Sequin is asked again."""
 UNMATCHED_SECONDS = 1.0
 """How long an answer without a match is used: many deliveries may wait for it, and whoever mends it is watching."""
+WAITING_TURNS, TURN_SECONDS = 120, 0.5
+"""How often, and how far apart, a second `apps sync --create` looks whether the first is through: a minute in all."""
 
 log = structlog.get_logger(__name__)
 
@@ -207,7 +210,17 @@ def _pin(app: OfferedApp) -> str:
 class OAuthApps:
     """`apps list` and `apps sync`: compares every OAuth app of ours with Sequin's, and registers missing ones."""
 
-    def __init__(self, *, database: Database, apps: AppCatalogue, sequin: Sequin, match: OAuthAppMatch, jobs: Jobs):
+    def __init__(
+        self,
+        *,
+        database: Database,
+        apps: AppCatalogue,
+        sequin: Sequin,
+        match: OAuthAppMatch,
+        jobs: Jobs,
+        pause: Callable[[float], object] = time.sleep,
+    ):
+        self._pause = pause
         self._database = database
         self._apps = apps
         self._sequin = sequin
@@ -223,17 +236,40 @@ class OAuthApps:
         return [compare(app, known) for app in self._apps]
 
     def sync(self, *, create: bool, host: str = "") -> list[AppMatch]:
-        """Compare afresh, register what is missing if told to, and let held imports of what matches go out."""
+        """Compare afresh, register what is missing if told to, and let held imports of what matches go out.
+
+        However many do this at once, one registers: Sequin would take the same OAuth app twice. The others wait.
+        """
         self._match.forget()
         found = self.survey()
-        if create:
-            found = [
-                self._create(self._apps.get(one.key), host) if one.state is MatchState.MISSING else one for one in found
-            ]
+        if create and any(one.state is MatchState.MISSING for one in found):
+            found = self._register(found, host)
         self._rearm([one.key for one in found if one.is_usable])
         return found
 
-    def _create(self, app: OfferedApp, host: str) -> AppMatch:
+    def _register(self, found: list[AppMatch], host: str) -> list[AppMatch]:
+        lease = self._alone()
+        if lease is None:
+            return [_busy(one) if one.state is MatchState.MISSING else one for one in found]
+        try:
+            return [
+                self._create(self._apps.get(one.key), host, lease) if one.state is MatchState.MISSING else one
+                for one in found
+            ]
+        finally:
+            with self._database.write() as connection:
+                self._jobs.settle(connection, lease, Done())
+
+    def _alone(self) -> LeasedJob | None:
+        """Wait until nobody else registers; whoever died at it is waited for until their lease is over."""
+        for _ in range(WAITING_TURNS):
+            lease = self._jobs.alone("register")
+            if lease is not None:
+                return lease
+            self._pause(TURN_SECONDS)
+        return None
+
+    def _create(self, app: OfferedApp, host: str, lease: LeasedJob) -> AppMatch:
         """Register a missing OAuth app once: asking twice makes two, so the list decides what has happened."""
         known: list[SequinOAuthApp] = []
         try:
@@ -241,6 +277,8 @@ class OAuthApps:
             known = self._sequin.oauth_apps()
             if matching(app, known):
                 return compare(app, known)
+            if not self._jobs.renew(lease):
+                return _busy(compare(app, known))
             self._sequin.create_oauth_app(
                 provider=app.provider.sequin_provider,
                 client_id=app.config.client_id,
@@ -274,12 +312,17 @@ class OAuthApps:
         self._jobs.wakeup.set()
 
 
+def _busy(found: AppMatch) -> AppMatch:
+    return replace(
+        found,
+        sentence=f"{found.sentence} Somebody else is registering OAuth apps right now.",
+        cure="Run `broker apps sync` again in a minute.",
+    )
+
+
 def _refused(found: AppMatch, failure: BrokerError) -> AppMatch:
-    return AppMatch(
-        key=found.key,
-        provider=found.provider,
-        client_id=found.client_id,
-        state=MatchState.MISSING,
+    return replace(
+        found,
         sequin_id=None,
         sequin_name=None,
         sentence=f"{found.sentence} Sequin refused to register it: {failure.detail or failure.code}.",

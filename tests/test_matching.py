@@ -22,6 +22,7 @@ from broker.matching import (
     AppMatch,
     MatchState,
     OAuthAppMatch,
+    OAuthApps,
     OAuthAppUnmatched,
     compare,
 )
@@ -251,6 +252,77 @@ def test_a_missing_one_is_registered_once_and_held_imports_go_out(
     # Asked again, there is nothing to do.
     assert states_of(connecting.services.oauth_apps.sync(create=True))["stripe"] == ("matched", False)
     assert len(register.posted) == 1
+
+
+def test_of_many_at_the_same_moment_one_registers_and_the_others_find_it(connecting: ConnectingBench) -> None:
+    register = Register(connecting)
+    all_have_looked, found = threading.Barrier(4), []
+    lock = threading.Lock()
+
+    class Sequin(type(connecting.services.sequin)):  # type: ignore[misc]
+        """Lets everybody look before anybody registers."""
+
+        looked = threading.local()
+
+        def oauth_apps(self) -> list[SequinOAuthApp]:
+            with lock:
+                known = connecting.services.sequin.oauth_apps()
+            if not getattr(self.looked, "once", False):
+                self.looked.once = True
+                all_have_looked.wait(20)
+            return known
+
+        def create_oauth_app(self, **what: Any) -> SequinOAuthApp:
+            with lock:
+                return connecting.services.sequin.create_oauth_app(**what)
+
+    services = connecting.services
+
+    def sync() -> None:
+        turns = OAuthApps(
+            database=connecting.database, apps=connecting.apps, sequin=object.__new__(Sequin),
+            match=OAuthAppMatch(services.sequin, connecting.clock), jobs=connecting.jobs,
+            pause=lambda _: threading.Event().wait(0.01),
+        )  # fmt: skip
+        found.append(turns.sync(create=True)[0])
+
+    threads = [threading.Thread(target=sync) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(30)
+    assert len(register.posted) == 1
+    assert [one.state for one in found] == [MatchState.MATCHED] * 4
+    assert [one.created for one in found].count(True) == 1
+
+
+def test_one_that_died_while_registering_is_waited_for_and_then_replaced(connecting: ConnectingBench) -> None:
+    register = Register(connecting)
+    assert connecting.jobs.alone("register") is not None
+    services, turns = connecting.services, []
+
+    def pause(seconds: float) -> None:
+        turns.append(seconds)
+        connecting.later(seconds=seconds)
+
+    apps = OAuthApps(
+        database=connecting.database, apps=connecting.apps, sequin=services.sequin,
+        match=OAuthAppMatch(services.sequin, connecting.clock), jobs=connecting.jobs, pause=pause,
+    )  # fmt: skip
+    assert states_of(apps.sync(create=True))["stripe"] == ("matched", True)
+    assert (len(register.posted), sum(turns)) == (1, 30.0)
+
+
+def test_somebody_who_registers_for_too_long_is_told_of(connecting: ConnectingBench) -> None:
+    register, services = Register(connecting), connecting.services
+    assert connecting.jobs.alone("register") is not None
+    apps = OAuthApps(
+        database=connecting.database, apps=connecting.apps, sequin=services.sequin,
+        match=OAuthAppMatch(services.sequin, connecting.clock), jobs=connecting.jobs, pause=lambda _: None,
+    )  # fmt: skip
+    found = apps.sync(create=True)[0]
+    assert (found.state, found.is_usable, register.posted) == (MatchState.MISSING, False, [])
+    assert "Somebody else is registering" in found.sentence
 
 
 def test_without_being_told_nothing_is_registered(connecting: ConnectingBench) -> None:
