@@ -23,6 +23,7 @@ from broker.clock import Clock, SystemClock
 from broker.connections import Connections
 from broker.db import Database, db, engine_options, keep_private, migrations_path, prepare
 from broker.delivery import Deliveries
+from broker.discards import Discards
 from broker.disconnection import Disconnections
 from broker.doctor import Doctor
 from broker.flow_page import FlowPages
@@ -158,7 +159,11 @@ def build_services(
         ),
         probes=Probes(database=database, clock=clock, apps=apps, vault=vault, http=http, circuits=circuits, jobs=jobs),
         disconnections=Disconnections(
-            database=database, clock=clock, apps=apps, vault=vault, http=http, sequin=sequin, jobs=jobs
+            database=database, clock=clock, apps=apps, vault=vault, http=http, sequin=sequin, jobs=jobs,
+            circuits=circuits,
+        ),
+        discards=Discards(
+            database=database, clock=clock, apps=apps, journal=journal, http=http, jobs=jobs, circuits=circuits
         ),
         sequin=sequin,
         circuits=circuits,

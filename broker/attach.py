@@ -76,7 +76,8 @@ def attach(connection: Connection, what: Attachment, *, vault: Vault, jobs: Jobs
     ).one_or_none()  # fmt: skip
     if flow is None:
         return None
-    _claim(connection, what, flow.end_user_id)
+    if _claim(connection, what.app.key, what.account, flow.end_user_id) != flow.end_user_id:
+        raise AccountTaken
     _require_settled(connection, what)
     connection_id, ref = _save(connection, what, flow, vault=vault, jobs=jobs, now=now)
     connection.execute(sa.update(_flows).where(_flows.c.id == what.flow_id).values(connection_id=connection_id))
@@ -90,29 +91,52 @@ def attach(connection: Connection, what: Attachment, *, vault: Vault, jobs: Jobs
     return ref
 
 
-def _claim(connection: Connection, what: Attachment, end_user_id: int) -> None:
-    """Take the account for this end user. The row also serialises two flows that bring the same account."""
+def _claim(connection: Connection, app_key: str, account: Account, end_user_id: int) -> int:
+    """Take the account for this end user unless somebody has it, and return who has it then.
+
+    The row also serialises whatever is decided about one account.
+    """
     insert = sqlite.insert if connection.dialect.name == "sqlite" else postgresql.insert
     claim = insert(_claims).values(
-        app_key=what.app.key, account_id=what.account.id, mode=what.account.mode, end_user_id=end_user_id
-    )
-    owner = connection.execute(
+        app_key=app_key, account_id=account.id, mode=account.mode, end_user_id=end_user_id
+    )  # fmt: skip
+    owner: int = connection.execute(
         claim.on_conflict_do_update(
             index_elements=["app_key", "account_id", "mode"], set_={"end_user_id": _claims.c.end_user_id}
         ).returning(_claims.c.end_user_id)
     ).scalar_one()
-    if owner != end_user_id:
-        raise AccountTaken
+    return owner
+
+
+def outwait(connection: Connection, app_key: str, account: Account, end_user_id: int) -> None:
+    """Wait until nobody is in the middle of attaching this account; whoever begins after that sees what was
+    committed before. Rolls the caller's transaction back, so that it leaves nothing behind.
+    """
+    _claim(connection, app_key, account, end_user_id)
+    connection.rollback()
 
 
 def _require_settled(connection: Connection, what: Attachment) -> None:
     """Raise AccountEnding when access to this account is being ended at the provider, or was while it was proven.
 
     Ending it there ends it for every grant of the account, so the one in hand may be dead by now. The rows stay
-    locked until this commits: nobody takes up such work meanwhile, and afterwards they see this connection.
+    locked until this commits: nobody takes up such work meanwhile, and afterwards they see this connection. (Work
+    that only now finds out which account it is about waits for the claim instead: `outwait`.)
     """
     rows = connection.execute(
         sa.select(_jobs.c.state, _jobs.c.updated_at)
+        # Apart, so that each way is found through its own index.
+        .where(_jobs.c.id.in_(_ends_connection(what).union_all(_ends_flow(what))))
+        .with_for_update()
+    ).all()
+    if any(row.state == JobState.RUNNING or row.updated_at > what.proven_from for row in rows):
+        raise AccountEnding
+
+
+def _ends_connection(what: Attachment) -> sa.Select[int]:
+    """Return the jobs that end access to this account after a disconnect."""
+    return (
+        sa.select(_jobs.c.id)
         .join(_connections, _connections.c.id == _jobs.c.subject_id)
         .where(
             _jobs.c.kind == "revoke",
@@ -120,10 +144,21 @@ def _require_settled(connection: Connection, what: Attachment) -> None:
             _connections.c.account_id == what.account.id,
             _connections.c.mode == what.account.mode,
         )
-        .with_for_update(of=_jobs)
-    ).all()
-    if any(row.state == JobState.RUNNING or row.updated_at > what.proven_from for row in rows):
-        raise AccountEnding
+    )
+
+
+def _ends_flow(what: Attachment) -> sa.Select[int]:
+    """Return the jobs that end access to this account after a flow that made no connection."""
+    return (
+        sa.select(_jobs.c.id)
+        .join(_flows, _flows.c.id == _jobs.c.subject_id)
+        .where(
+            _jobs.c.kind == "discard",
+            _flows.c.app_key == what.app.key,
+            _flows.c.account_id == what.account.id,
+            _flows.c.account_mode == what.account.mode,
+        )
+    )
 
 
 def _save(
@@ -174,6 +209,7 @@ def _save(
         "revocation": None,
         "removal": None,
         "drift": None,
+        "drifted_at": None,
         "connected_at": now,
         "updated_at": now,
     }

@@ -6,6 +6,7 @@ each process keeps what it read for a second, so that the hot paths pay next to 
 
 from __future__ import annotations
 
+import random
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -35,7 +36,7 @@ from broker.errors import (
     by_code,
 )
 from broker.jobs import Jobs
-from broker.models import Circuit, ConnectedAccount
+from broker.models import Circuit, ConnectedAccount, Flow
 from broker.providers.base import ProviderRefused, ProviderUnavailable, TokenRejected
 
 SEQUIN = "sequin"
@@ -52,13 +53,28 @@ KNOWN_SECONDS = 1.0
 
 NEEDS: Mapping[str, str] = MappingProxyType(dict.fromkeys(("import", "verify", "remove", "reconcile"), SEQUIN))
 """The circuit that each kind of job needs closed."""
-NEED_APP = ("refresh", "probe")
-"""The kinds of job that wait while the circuit of their connection's OAuth app is open."""
+NEEDS_APP = ("revoke", "refresh", "probe", "discard")
+"""The kinds of job that call an OAuth app's provider; each looks at the circuit of its own app."""
+WAIT_SPREAD_SECONDS = 60.0
+"""Over how long jobs that wait for an app's circuit spread their looks, so that thousands cost next to nothing."""
 
 log = structlog.get_logger(__name__)
 
 _circuits = table(Circuit)
 _connections = table(ConnectedAccount)
+_flows = table(Flow)
+
+
+class CircuitOpen(BrokerError):
+    """Nothing is sent to the other side at the moment; `retry_after` is in seconds."""
+
+    code = "circuit_open"
+    verdict = Verdict.RETRY
+    cure = "Nothing to do here: it goes on by itself as soon as the other side answers again."
+
+    def __init__(self, detail: str, retry_after: float) -> None:
+        self.retry_after = retry_after
+        super().__init__(detail)
 
 
 def app_circuit(app_key: str) -> str:
@@ -104,13 +120,20 @@ class Circuits:
     """Opens, probes and closes circuits."""
 
     def __init__(
-        self, database: Database, clock: Clock, jobs: Jobs, *, secrets: Mapping[str, str] | None = None
+        self,
+        database: Database,
+        clock: Clock,
+        jobs: Jobs,
+        *,
+        secrets: Mapping[str, str] | None = None,
+        jitter: Callable[[], float] = random.random,
     ) -> None:
         """`secrets` has, for each circuit, a digest of what this process proves itself with."""
         self._secrets = secrets or {}
         self._database = database
         self._clock = clock
         self._jobs = jobs
+        self._jitter = jitter
         self._lock = threading.Lock()
         self._known: tuple[float, Mapping[str, OpenCircuit | None]] | None = None
 
@@ -184,6 +207,30 @@ class Circuits:
         if conclusive:
             self._note(partial(self.succeeded, name))
 
+    @contextmanager
+    def through(self, app_key: str) -> Iterator[None]:
+        """Let the calls of a job reach an OAuth app's provider, and note how they go.
+
+        While the circuit is open only its probe gets through; its success closes the circuit. Otherwise only
+        failures count: that access can be ended does not show that people can connect.
+        Raises CircuitOpen instead of calling, and whatever the calls raise.
+        """
+        name = app_circuit(app_key)
+        circuit = self.look(name)
+        if circuit is not None and self.admit(name) is not None:
+            raise self._waiting(circuit)
+        with self.watching(name, conclusive=False):
+            yield
+        if circuit is not None:
+            self._note(partial(self.succeeded, name))
+
+    def _waiting(self, circuit: OpenCircuit) -> CircuitOpen:
+        left = (circuit.next_try_at - self._clock.now()).total_seconds()
+        wait = max(1.0, left) + self._jitter() * WAIT_SPREAD_SECONDS
+        trouble = "has not accepted" if circuit.is_refusal else "has not answered"
+        since = f"{circuit.since.day} {circuit.since:%b, %H:%M} UTC"
+        return CircuitOpen(f"The provider {trouble} {circuit.app_key} since {since} ({circuit.error})", wait)
+
     def succeeded(self, name: str) -> None:
         """Close the circuit, or forget single failures; no statement when there is nothing to forget."""
         if name not in self._rows():
@@ -201,12 +248,15 @@ class Circuits:
             self._jobs.wakeup.set()
 
     def _hasten(self, connection: Connection, name: str) -> None:
-        """Make everything due that waited for this circuit."""
-        self._jobs.hasten(connection, [kind for kind, needed in NEEDS.items() if needed == name])
-        kind, _, key = name.partition(":")
-        if kind == "app":
-            theirs = sa.select(_connections.c.id).where(_connections.c.app_key == key)
-            self._jobs.hasten(connection, NEED_APP, subjects=theirs, failed=True)
+        """Make what waited for this circuit due."""
+        if name == SEQUIN:
+            self._jobs.hasten(connection, list(NEEDS))
+            return
+        app_key = name.partition(":")[2]
+        for kind in NEEDS_APP:
+            subjects = _flows if kind == "discard" else _connections
+            theirs = sa.select(subjects.c.id).where(subjects.c.app_key == app_key)
+            self._jobs.hasten(connection, [kind], subjects=theirs, failed=True)
 
     def failed(self, name: str, failure: BrokerError, *, at_once: bool = False) -> None:
         """Count a failure; the fifth in a row, or one `at_once`, opens the circuit."""

@@ -22,6 +22,7 @@ from broker.jobs import Jobs
 from broker.models import CleanUp, ConnectedAccount, EndUser, ImportState, Job, LinkUse
 from broker.references import ALPHABET
 from broker.status import NOTES, TROUBLES, Status, status_expression, status_of
+from broker.steps import Step, steps_of
 from broker.text import storable
 
 ENDED_SHOWN_FOR = timedelta(days=30)
@@ -208,6 +209,8 @@ class ConnectionView:
     ending: Ending | None = None
     # The provider's own page about this connection; None where it has none.
     manage_url: str | None = None
+    # How far it has come on its way into Sequin; empty once it has ended.
+    steps: tuple[Step, ...] = ()
 
     @property
     def note(self) -> str:
@@ -356,6 +359,7 @@ class Connections:
                 .values(
                     import_state=ImportState.PENDING,
                     drift=None,
+                    drifted_at=None,
                     health=None,
                     health_note=None,
                     verified_at=None,
@@ -406,6 +410,7 @@ class Connections:
             failing_since=row.failing_since,
             refresh_expires_at=row.refresh_expires_at if row.holds_grant else None,
             manage_url=self._manage_url(row),
+            steps=steps_of(row, failing_since=row.import_failing_since),
         )
 
     def _health_notes(self, row: _Row) -> tuple[str, ...]:

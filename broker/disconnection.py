@@ -19,6 +19,7 @@ from broker import audit
 from broker.apps import AppCatalogue, OfferedApp
 from broker.attach import grant_binding
 from broker.audit import Actor
+from broker.circuits import CircuitOpen, Circuits
 from broker.clock import Clock
 from broker.connected import account_of, connected_row
 from broker.connections import ConnectionUnknown
@@ -77,7 +78,9 @@ class Disconnections:
         http: Http,
         sequin: Sequin,
         jobs: Jobs,
+        circuits: Circuits,
     ) -> None:
+        self._circuits = circuits
         self._database = database
         self._clock = clock
         self._apps = apps
@@ -169,7 +172,7 @@ class Disconnections:
         return self._revoked(job, row, end)
 
     def _revoke(self, row: Row[Any]) -> CleanUp:
-        """Raises AppUnknown, Unreadable, NetworkError and the errors of the providers."""
+        """Raises AppUnknown, Unreadable, CircuitOpen, NetworkError and the errors of the providers."""
         app = self._apps.get(row.app_key)
         # Looked at under our lease: a connection made since would have seen it, and waited (`attach`).
         with self._database.read() as connection:
@@ -177,7 +180,8 @@ class Disconnections:
                 return CleanUp.NOT_NEEDED
         call = calls_within(self._http, REVOKE_SECONDS)
         grant = self._grant(row) if app.provider.revoke_needs_grant else None
-        ended = app.provider.revoke(app.config, account_of(row), grant, call, self._clock.now())
+        with self._circuits.through(app.key):
+            ended = app.provider.revoke(app.config, account_of(row), grant, call, self._clock.now())
         return CleanUp.DONE if ended else CleanUp.NOT_NEEDED
 
     def _grant(self, row: Row[Any]) -> Grant | None:
@@ -303,15 +307,17 @@ class Disconnections:
         )  # fmt: skip
 
     def _judge(self, job: LeasedJob, row: Row[Any], failure: BrokerError) -> Outcome:
-        """Classify a failure once: it may pass, or somebody must mend something. Neither is ever given up."""
-        log.warning("cleanup.failed", kind=job.kind, connection=row.ref, error=failure.code, detail=failure.detail)
+        """Classify a failure once: it may pass, or somebody must mend something. Neither is ever given up (`Jobs`)."""
+        # What waits for a circuit is no event of its own: opening it was the one alert.
+        write = log.debug if isinstance(failure, CircuitOpen) else log.warning
+        write("cleanup.failed", kind=job.kind, connection=row.ref, error=failure.code, detail=failure.detail)
+        if isinstance(failure, CircuitOpen):
+            return Hold(failure.code, failure.detail, failure.retry_after)
         if isinstance(failure, SequinRefused):
             # Such as a credential that a sync still uses: somebody has to look in Sequin.
             return Hold(failure.code, failure.detail, LONGEST_RETRY_SECONDS)
         if isinstance(failure, AppUnknown) or failure.verdict is Verdict.CONFIGURATION:
             return Hold(failure.code, failure.detail, HOLD_SECONDS)
-        if self._jobs.gives_up(job, self._clock.now()):
-            return Hold(failure.code, failure.detail, LONGEST_RETRY_SECONDS)
         return Retry(failure.code, failure.detail, getattr(failure, "retry_after", None))
 
 

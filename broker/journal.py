@@ -295,11 +295,33 @@ class FlowJournal:
                 .values(grant_sealed=sealed, grant_received_at=now, updated_at=now)
             ).rowcount
             if not changed:
-                # Ended meanwhile: nothing would ever erase the grant again.
+                self._receive_late(connection, step, sealed, now)
                 return
             connection.execute(sa.update(_hops).where(_hops.c.flow_id == step.flow_id).values(verifier_sealed=None))
             note(connection, step.flow_id, "redeemed", at=now, seconds=took)
             self._jobs.enqueue(connection, "finish", step.flow_id, after=FINISH_AFTER)
+
+    def _receive_late(self, connection: Connection, step: Step, sealed: bytes, now: datetime) -> None:
+        """Take a grant for a flow that has ended meanwhile: only to end the access again."""
+        ended = connection.execute(
+            sa.update(_flows)
+            .where(_flows.c.id == step.flow_id, _flows.c.connection_id.is_(None), _flows.c.grant_sealed.is_(None))
+            .values(grant_sealed=sealed, grant_received_at=now, updated_at=now)
+            .returning(_flows.c.app_key)
+        ).one_or_none()
+        if ended is not None:
+            self._discard(connection, step, ended.app_key)
+
+    def _discard(self, connection: Connection, step: Step, app_key: str) -> None:
+        """Leave what an ended flow was given to the job that ends it at the provider; erase it where there is no way.
+
+        An app that is not configured now may be again.
+        """
+        provider = self._apps.get(app_key).provider if app_key in self._apps else None
+        if provider is None or provider.end_token is not None or provider.revoke is not None:
+            self._jobs.enqueue(connection, "discard", step.flow_id)
+        else:
+            connection.execute(sa.update(_flows).where(_flows.c.id == step.flow_id).values(grant_sealed=None))
 
     def kept(self, step: Step) -> Received:
         """Open the provider's answer again. Raises FlowEnded when it is gone, Unreadable when it does not open."""
@@ -388,19 +410,23 @@ class FlowJournal:
     # --- ending ----------------------------------------------------------------------------------------
 
     def end(self, step: Step, failure: FlowFailure, *, state: FlowState = FlowState.FAILED) -> None:
-        """End a flow without a connection: keep the reason, erase the grant and the verifier."""
+        """End a flow without a connection: keep the reason, erase the verifier, and let go of what was received."""
         now = self._clock.now()
         with self._database.write() as connection:
-            changed = connection.execute(
+            ended = connection.execute(
                 sa.update(_flows)
                 .where(_flows.c.id == step.flow_id, _flows.c.ended_at.is_(None))
                 .values(
                     state=state, hold=None, failure=failure.code, failure_detail=failure.detail[:500],
-                    grant_sealed=None, choices=None, updated_at=now, ended_at=now,
+                    choices=None, updated_at=now, ended_at=now,
                 )
-            ).rowcount  # fmt: skip
-            if not changed:
+                # The value itself: SQLite 3.40 answers `IS NOT NULL` wrongly here.
+                .returning(_flows.c.app_key, _flows.c.grant_sealed)
+            ).one_or_none()  # fmt: skip
+            if ended is None:
                 return
+            if ended.grant_sealed is not None:
+                self._discard(connection, step, ended.app_key)
             connection.execute(sa.update(_hops).where(_hops.c.flow_id == step.flow_id).values(verifier_sealed=None))
             self._jobs.cancel(connection, "finish", step.flow_id)
             note(connection, step.flow_id, state.value, at=now, detail=failure.code)

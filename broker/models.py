@@ -170,6 +170,12 @@ class Flow(Base):
             sqlite_where=sa.text("ended_at IS NULL"),
             postgresql_where=sa.text("ended_at IS NULL"),
         ),
+        sa.Index(
+            "ix_flows_account_id",
+            "account_id",
+            sqlite_where=sa.text("account_id IS NOT NULL"),
+            postgresql_where=sa.text("account_id IS NOT NULL"),
+        ),
     )
 
     id: Mapped[int] = mapped_column(BigId, primary_key=True)
@@ -186,7 +192,8 @@ class Flow(Base):
     # A stable error code and a fact for operators; null unless failed or interrupted.
     failure: Mapped[str | None] = mapped_column(sa.String(64))
     failure_detail: Mapped[str | None] = mapped_column(sa.String(500))
-    # What the provider gave, sealed for this row; null before the exchange and after the flow ended.
+    # What the provider gave, sealed for this row; null before the exchange and once nothing needs it any more: that is
+    # when the flow is done, and otherwise when access was ended at the provider or no longer needs to be.
     grant_sealed: Mapped[bytes | None] = mapped_column(sa.LargeBinary)
     grant_received_at: Mapped[datetime | None] = mapped_column(UtcDateTime)
     # What the person picked on the provider's own pages; unverified, only ever used to select among proven accounts.
@@ -199,6 +206,10 @@ class Flow(Base):
     connection_id: Mapped[int | None] = mapped_column(sa.ForeignKey("connections.id"), index=True)
     # The connection this flow was started to renew; null for one that connects anything.
     reconnects_id: Mapped[int | None] = mapped_column(sa.ForeignKey("connections.id"))
+    # The account to which access was being ended at the provider after the flow had ended without a connection;
+    # null where that never began, or is done token by token.
+    account_id: Mapped[str | None] = mapped_column(sa.String(255))
+    account_mode: Mapped[str | None] = mapped_column(sa.String(8))
     created_at: Mapped[datetime] = mapped_column(UtcDateTime)
     updated_at: Mapped[datetime] = mapped_column(UtcDateTime)
     expires_at: Mapped[datetime] = mapped_column(UtcDateTime)
@@ -329,6 +340,8 @@ class ConnectedAccount(Base):
     removal: Mapped[str | None] = mapped_column(sa.String(16))
     # Stable code of what the last check found different in Sequin; null when it found nothing.
     drift: Mapped[str | None] = mapped_column(sa.String(64))
+    # The first of the checks in a row that found something different; null when `drift` is.
+    drifted_at: Mapped[datetime | None] = mapped_column(UtcDateTime)
     # When the current grant was committed.
     connected_at: Mapped[datetime] = mapped_column(UtcDateTime)
     created_at: Mapped[datetime] = mapped_column(UtcDateTime)

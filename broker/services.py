@@ -11,6 +11,7 @@ from broker.clock import Clock
 from broker.connections import Connections
 from broker.db import Database
 from broker.delivery import Deliveries
+from broker.discards import Discards
 from broker.disconnection import Disconnections
 from broker.doctor import Doctor
 from broker.flow_page import FlowPages
@@ -51,6 +52,7 @@ class Services:
     refreshes: Refreshes
     probes: Probes
     disconnections: Disconnections
+    discards: Discards
     reconciliation: Reconciliation
     sequin: Sequin
     circuits: Circuits

@@ -189,13 +189,17 @@ class Verifications:
     def _finding(self, row: Row[Any], found: Drift | None) -> dict[str, object]:
         if found is not None:
             told: dict[str, object] = {
-                "health": "error", "health_note": f"{found.sentence} {found.cure}", "drift": found.code,
+                "health": "error",
+                "health_note": f"{found.sentence} {found.cure}",
+                "drift": found.code,
+                # Since the first of them in a row, whatever it was.
+                "drifted_at": row.drifted_at or self._clock.now(),
                 "failing_since": sa.func.coalesce(_connections.c.failing_since, self._clock.now()),
-            }  # fmt: skip
+            }
             # A credential made anew has no metadata: send it again.
             return told | {"metadata_digest": None} if isinstance(found, CredentialMissing) else told
         passed: dict[str, object] = {
-            "drift": None, "verified_at": self._clock.now(), "superseded_credential_id": None,
+            "drift": None, "drifted_at": None, "verified_at": self._clock.now(), "superseded_credential_id": None,
         }  # fmt: skip
         # What the provider says is wrong stays until the provider takes it back.
         troubled = _connections.c.trouble.is_not(None)

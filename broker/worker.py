@@ -12,6 +12,7 @@ import structlog
 from broker.circuits import NEEDS, SEQUIN, Circuits, OpenCircuit
 from broker.db import Database
 from broker.delivery import Deliveries
+from broker.discards import Discards
 from broker.disconnection import Disconnections
 from broker.errors import BrokerError, Verdict
 from broker.flows import Flows
@@ -45,6 +46,7 @@ class Worker:
         refreshes: Refreshes,
         probes: Probes,
         disconnections: Disconnections,
+        discards: Discards,
         reconciliation: Reconciliation,
         circuits: Circuits,
         knock: Callable[[], object],
@@ -75,11 +77,15 @@ class Worker:
             "probe": probes.run,
             "revoke": disconnections.run_revoke,
             "remove": disconnections.run_remove,
+            "discard": discards.run,
             "reconcile": reconciliation.run,
             "finish": self._finish,
         }
         # Who else has to know that a job failed in a way nobody foresaw.
-        self._failed: Mapping[str, Callable[[LeasedJob, Outcome], None]] = {"import": deliveries.failed}
+        self._failed: Mapping[str, Callable[[LeasedJob, Outcome], None]] = {
+            "import": deliveries.failed,
+            "discard": discards.failed,
+        }
 
     def start(self) -> None:
         """Start the threads."""

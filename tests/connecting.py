@@ -40,8 +40,10 @@ from tests.house import House, open_house, stripe_app
 
 STRIPE_TOKEN = "https://connect.stripe.com/oauth/token"
 STRIPE_ACCOUNT = "https://api.stripe.com/v1/account"
+STRIPE_DEAUTHORIZE = "https://connect.stripe.com/oauth/deauthorize"
 GITHUB_TOKEN = "https://github.com/login/oauth/access_token"
 GITHUB_API = "https://api.github.com"
+GITHUB_END_TOKEN = f"{GITHUB_API}/applications/Iv1.acme/token"
 SEQUIN = "http://localhost:8100/sequin"
 SEQUIN_STRIPE_APP = "0b7b7d0e-0000-4000-8000-000000000001"
 SEQUIN_GITHUB_APP = "0b7b7d0e-0000-4000-8000-000000000002"
@@ -189,11 +191,13 @@ class Bench:
         self.network.upsert("POST", STRIPE_TOKEN, json=answer | changes)
         shown = {"id": account, "type": "standard", "email": f"{account}@example.com"}
         self.network.upsert("GET", STRIPE_ACCOUNT, json=shown)
+        self.network.upsert("POST", STRIPE_DEAUTHORIZE, json={"stripe_user_id": account})
 
     def github(self, *installations: Mapping[str, Any], admin_of: Sequence[int] = ()) -> None:
         """Let GitHub give a grant of a person who reaches these installations."""
         tokens = {"access_token": ACCESS, "token_type": "bearer", "scope": "", "refresh_token": REFRESH}
         self.network.upsert("POST", GITHUB_TOKEN, json=tokens)
+        self.network.upsert("DELETE", GITHUB_END_TOKEN, status=204)
         self.network.upsert("GET", f"{GITHUB_API}/user", json={"id": PERSON, "login": f"user-{PERSON}"})
         listed = {"total_count": len(installations), "installations": list(installations)}
         self.network.upsert("GET", f"{GITHUB_API}/user/installations", json=listed)
@@ -264,6 +268,11 @@ class Bench:
         """Lease the one job that is due."""
         (job,) = self.jobs.lease(kinds or ("import", "finish"))
         return job
+
+    def let_go(self) -> None:
+        """Let a worker end what was received by flows that made no connection."""
+        for job in self.jobs.lease(["discard"], most=10):
+            self.services.discards.run(job)
 
     def deliver(self) -> None:
         """Let a worker run the import that is due."""

@@ -14,10 +14,12 @@ import requests
 import sqlalchemy as sa
 
 from broker.audit import Actor
+from broker.circuits import OPENS_AFTER, PROBE_SECONDS, WAIT_SPREAD_SECONDS, app_circuit
 from broker.connections import ConnectionUnknown, ConnectionView
 from broker.disconnection import LANDED_AFTER, Disconnections
 from broker.jobs import GIVE_UP_AFTER, LEASE_SECONDS
 from broker.models import AuditRecord, Claim, CleanUp, ConnectedAccount, Flow, ImportState, Job, JobState
+from broker.providers.base import ProviderUnavailable
 from broker.status import Status
 from tests.connecting import (
     ACCESS,
@@ -285,6 +287,81 @@ def test_it_is_never_given_up(bench: Bench) -> None:
     bench.later(minutes=16)
     work(bench)
     assert (row(bench).revocation, row(bench).removal) == (CleanUp.DONE, CleanUp.DONE)
+
+
+def test_not_even_what_nobody_foresaw_makes_it_give_up(bench: Bench) -> None:
+    connected(bench)
+    bench.answering("POST", DEAUTHORIZE, lambda _: 1 / 0)  # type: ignore[arg-type,return-value]
+    bench.answering("DELETE", HELD, lambda _: 1 / 0)  # type: ignore[arg-type,return-value]
+    end(bench)
+    work(bench)
+    assert {job(bench, kind).error for kind in ("revoke", "remove")} == {"internal_error"}
+    bench.clock.advance(GIVE_UP_AFTER.total_seconds() + 1)
+    work(bench)
+    assert {job(bench, kind).state for kind in ("revoke", "remove")} == {JobState.WAITING}
+    for method, url in (("POST", DEAUTHORIZE), ("DELETE", HELD)):
+        bench.network.remove(method, url)
+    ready(bench)
+    bench.later(minutes=16)
+    work(bench)
+    assert (row(bench).revocation, row(bench).removal) == (CleanUp.DONE, CleanUp.DONE)
+
+
+def opened_circuit(bench: Bench) -> None:
+    """Let Stripe fail people until nobody is sent there any more."""
+    failure = ProviderUnavailable("GET /v1/account: 503")
+    for _ in range(OPENS_AFTER):
+        bench.services.circuits.failed(app_circuit("stripe"), failure)
+
+
+def test_while_the_apps_circuit_is_open_it_waits_and_says_so(bench: Bench) -> None:
+    connected(bench)
+    opened_circuit(bench)
+    end(bench)
+    work(bench)
+    assert bench.calls(DEAUTHORIZE) == []
+    waiting = job(bench, "revoke")
+    assert (waiting.state, waiting.error, waiting.failures) == (JobState.WAITING, "circuit_open", 0)
+    assert "The provider has not answered stripe since" in view(bench).operator_note
+    assert "goes on by itself" in view(bench).operator_note
+    # Sequin is another side.
+    assert row(bench).removal == CleanUp.DONE
+
+
+def test_one_of_them_is_the_probe_and_its_success_lets_all_go(bench: Bench) -> None:
+    for number in range(3):
+        bench.stripe(f"acct_{number}")
+        connected(bench, end_user=f"user-{number}")
+    bench.network.replace("POST", DEAUTHORIZE, status=503)
+    opened_circuit(bench)
+    for each in bench.rows(ConnectedAccount):
+        end(bench, each.ref)
+    bench.later(seconds=PROBE_SECONDS + WAIT_SPREAD_SECONDS + 1)
+    bench.house.run(sa.update(Job).where(Job.kind == "revoke").values(due_at=bench.clock.now()))
+    work(bench)
+    # The one that looked has failed, the others have not asked.
+    assert len(bench.calls(DEAUTHORIZE)) == 1
+    bench.answering("POST", DEAUTHORIZE, lambda sent: (200, {}, json.dumps({"stripe_user_id": account_in(sent)})))
+    bench.later(seconds=PROBE_SECONDS + WAIT_SPREAD_SECONDS + 1)
+    work(bench)
+    assert {each.revocation for each in bench.rows(ConnectedAccount)} == {CleanUp.DONE}
+    assert bench.services.circuits.open() == []
+
+
+def account_in(sent: requests.PreparedRequest) -> str:
+    assert isinstance(sent.body, bytes)
+    return parse_qs(sent.body.decode())["stripe_user_id"][0]
+
+
+def test_an_end_that_was_let_through_says_nothing_about_people_connecting(bench: Bench) -> None:
+    connected(bench)
+    for _ in range(OPENS_AFTER - 1):
+        bench.services.circuits.failed(app_circuit("stripe"), ProviderUnavailable("503"))
+    end(bench)
+    work(bench)
+    assert row(bench).revocation == CleanUp.DONE
+    bench.services.circuits.failed(app_circuit("stripe"), ProviderUnavailable("503"))
+    assert [each.name for each in bench.services.circuits.open()] == [app_circuit("stripe")]
 
 
 def test_a_grant_that_somebody_else_uses_is_not_ended(bench: Bench) -> None:

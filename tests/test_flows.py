@@ -38,6 +38,7 @@ from tests.connecting import (
     GITHUB_TOKEN,
     PERSON,
     STRIPE_ACCOUNT,
+    STRIPE_DEAUTHORIZE,
     STRIPE_TOKEN,
     Bench,
     an_answer,
@@ -71,7 +72,7 @@ def finish(bench: Bench) -> None:
 
 def assert_nothing_connected(bench: Bench) -> None:
     assert bench.rows(ConnectedAccount) == bench.rows(Claim) == bench.rows(LinkUse) == []
-    assert {job.kind for job in bench.rows(Job)} <= {"finish"}
+    assert {job.kind for job in bench.rows(Job)} <= {"finish", "discard"}
 
 
 # --- leaving --------------------------------------------------------------------------------------------
@@ -337,8 +338,10 @@ def test_an_exchange_that_failed_ends_the_flow_and_is_never_repeated(
 def test_a_token_answer_that_cannot_be_used_ends_the_flow_and_is_erased(bench: Bench, wrong: dict[str, Any]) -> None:
     bench.stripe(**wrong)
     bench.connect()
+    bench.let_go()
     flow = only(bench)
     assert (flow.state, flow.failure, flow.grant_sealed) == ("failed", "grant_unusable", None)
+    assert bench.calls(STRIPE_DEAUTHORIZE) == []
     assert_nothing_connected(bench)
 
 
@@ -406,8 +409,10 @@ def test_an_account_that_cannot_be_read_ends_the_flow_on_its_own_page(
     bench.network.upsert("GET", STRIPE_ACCOUNT, **answer)
     onward = bench.connect()
     flow = only(bench)
-    assert (onward.flow_ref, flow.state, flow.failure, flow.grant_sealed) == (flow.ref, "failed", failure, None)
-    assert bench.jobs.unfinished() == []
+    assert (onward.flow_ref, flow.state, flow.failure) == (flow.ref, "failed", failure)
+    assert [job.kind for job in bench.jobs.unfinished()] == ["discard"]
+    bench.let_go()
+    assert bench.calls(STRIPE_DEAUTHORIZE) == []
     assert_nothing_connected(bench)
 
 
@@ -466,7 +471,7 @@ def test_a_grant_that_does_not_open_ends_the_flow_as_interrupted(bench: Bench) -
     bench.house.run(sa.update(Flow).values(grant_sealed=b"\x01\x02k1 no sealed value"))
     bench.flows.finish(taken.flow_id)
     flow = only(bench)
-    assert (flow.state, flow.failure, flow.grant_sealed) == ("interrupted", "flow_interrupted", None)
+    assert (flow.state, flow.failure) == ("interrupted", "flow_interrupted")
     assert_nothing_connected(bench)
 
 
@@ -475,6 +480,7 @@ def test_nothing_is_finished_after_its_time(bench: Bench) -> None:
     taken = cut_off(bench)
     bench.later(minutes=60)
     bench.flows.finish(taken.flow_id)
+    bench.let_go()
     assert (only(bench).state, only(bench).grant_sealed) == ("expired", None)
     assert_nothing_connected(bench)
 
@@ -769,10 +775,12 @@ def test_an_account_of_another_end_user_is_refused_and_nothing_of_theirs_changes
     bench.connect(end_user="owner")
     theirs = (bench.rows(ConnectedAccount), bench.rows(Claim), bench.rows(LinkUse), bench.job("import"))
     onward = bench.connect(end_user="somebody-else")
+    bench.let_go()
     flow = bench.flow(onward.flow_ref)
     assert (flow.state, flow.failure, flow.grant_sealed, flow.connection_id) == ("failed", "account_taken", None, None)
     assert (bench.rows(ConnectedAccount), bench.rows(Claim), bench.rows(LinkUse), bench.job("import")) == theirs
     assert "owner" not in str(flow.failure_detail)
+    assert bench.calls(STRIPE_DEAUTHORIZE) == []
 
 
 def test_reconnecting_updates_in_place_and_imports_again(bench: Bench) -> None:
@@ -819,6 +827,7 @@ def test_two_flows_of_one_link_spend_it_once(bench: Bench) -> None:
     bench.come_back(first)
     bench.stripe("acct_2")
     late = bench.come_back(second)
+    bench.let_go()
     assert bench.row(ConnectedAccount).account_id == "acct_1"
     flow = bench.flow(late.flow_ref)
     assert (flow.state, flow.failure, flow.grant_sealed) == ("failed", "link_spent", None)

@@ -25,7 +25,7 @@ from broker.errors import (
     Unreadable,
 )
 from broker.journal import FINISH_AFTER, MOST_OPEN_FLOWS, REDEEMING_AT_MOST, Browser, Reload, Step
-from broker.models import Flow, FlowState, Hold, Hop, HopKind, JobState, Link
+from broker.models import Flow, FlowState, Hold, Hop, HopKind, Job, JobState, Link
 from broker.secret import Secret, digest, random_token
 from tests.connecting import ACCESS, Bench, open_bench, state_in
 
@@ -292,13 +292,17 @@ def test_a_grant_that_is_gone_is_told_apart_from_one_that_does_not_open(bench: B
         bench.journal.kept(step(bench))
 
 
-def test_a_grant_that_arrives_after_the_flow_was_ended_is_not_kept(bench: Bench) -> None:
+def test_a_grant_that_arrives_after_the_flow_was_ended_is_kept_only_to_end_it(bench: Bench) -> None:
     taken = step(bench)
     bench.later(seconds=REDEEMING_AT_MOST.total_seconds() + 1)
     assert bench.journal.sweep() == 1
     bench.journal.keep(taken, {"access_token": ACCESS})
-    flow = bench.row(Flow)
-    assert (flow.state, flow.grant_sealed) == ("interrupted", None)
+    assert bench.row(Flow).state == "interrupted"
+    assert ACCESS.encode() not in bench.row(Flow).grant_sealed
+    assert [job.kind for job in bench.jobs.unfinished()] == ["discard"]
+    bench.stripe()
+    bench.let_go()
+    assert bench.row(Flow).grant_sealed is None
     assert bench.jobs.unfinished() == []
 
 
@@ -383,6 +387,8 @@ def test_a_flow_that_ends_keeps_the_reason_and_nothing_secret(bench: Bench) -> N
     taken = step(bench, "github")
     bench.journal.keep(taken, {"access_token": ACCESS})
     bench.journal.end(taken, ConsentDenied("x" * 2_000))
+    bench.github()
+    bench.let_go()
     flow = bench.row(Flow)
     assert (flow.state, flow.failure, flow.failure_detail) == ("failed", "consent_denied", "x" * 500)
     assert (flow.grant_sealed, flow.choices, flow.hold, flow.ended_at) == (None, None, None, bench.clock.now())
@@ -428,7 +434,7 @@ def test_the_sweep_ends_what_nobody_will_finish_and_nothing_else(bench: Bench) -
     assert states[by_state[digest(left.reveal())]] == "expired"
     assert states[by_state[digest(young.reveal())]] == "left"
     assert bench.flow(waiting.flow_ref).state == "expired"
-    assert bench.flow(waiting.flow_ref).grant_sealed is None
+    assert [job.subject_id for job in bench.rows(Job) if job.kind == "discard"] == [waiting.flow_id]
 
 
 @pytest.mark.parametrize("how", ["came back from the installation page", "kept a grant whose job was parked"])
@@ -446,7 +452,7 @@ def test_no_flow_is_stuck_for_good(bench: Bench, how: str) -> None:
     bench.journal.sweep()
     flow = bench.flow(taken.flow_ref)
     assert flow.ended_at is not None
-    assert flow.grant_sealed is None
+    assert [job.kind for job in bench.jobs.unfinished()] == ["discard"]
 
 
 def test_the_sweep_takes_a_bounded_number_at_a_time(bench: Bench) -> None:

@@ -239,6 +239,9 @@ class Provider:
     revoke: Callable[[OAuthApp, Account, Grant | None, Call, datetime], bool] | None = None
     # False where the app's own registration is enough for that, so that the grant can go at once.
     revoke_needs_grant: bool = True
+    # Ends the tokens of one grant and nothing else, whatever account they reach and whoever else uses it; None where
+    # the provider can only end access by account. Repeating it is harmless. Raises as `revoke` does.
+    end_token: Callable[[OAuthApp, Grant, Call], None] | None = None
     # What can be said of this registration without any account: what it holds, and what the provider says of it.
     # Raises NetworkError and the errors of this module.
     diagnose: Callable[[OAuthApp, Call, datetime], Iterable[Finding]] | None = None

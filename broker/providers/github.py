@@ -213,22 +213,24 @@ def identity(account: Account) -> dict[str, object]:
 
 def revoke(app: OAuthApp, account: Account, grant: Grant | None, call: Call, now: datetime) -> bool:
     """End the one token we hold, never the person's whole grant; uninstall only where the settings say so."""
-    ended = False
-    if grant is not None and grant.access_token is not None:
-        _end_token(app, grant.access_token, call)
-        ended = True
+    ended = grant is not None and grant.access_token is not None
+    if grant is not None:
+        end_token(app, grant, call)
     if _options(app).uninstall_on_disconnect:
         _uninstall(app, account, call, now)
         ended = True
     return ended
 
 
-def _end_token(app: OAuthApp, token: Secret, call: Call) -> None:
+def end_token(app: OAuthApp, grant: Grant, call: Call) -> None:
+    """End the one token of this grant; the person's other tokens and the installation stay."""
+    if grant.access_token is None:
+        return
     answer = call(
         "DELETE",
         f"{_options(app).api_url}/applications/{quote(app.client_id, safe='')}/token",
         basic=(app.client_id, app.client_secrets[0]),
-        json={"access_token": token.reveal()},
+        json={"access_token": grant.access_token.reveal()},
         headers=API_VERSION,
     )
     _require_gone(answer, what="DELETE /applications/token")
@@ -317,6 +319,7 @@ PROVIDER = Provider(
     manage_url=manage_url,
     diagnose=diagnose,
     revoke=revoke,
+    end_token=end_token,
     stays=stays,
     reads=("the repositories you choose", "issues and pull requests", "organisation members"),
     never="see your password",

@@ -53,6 +53,7 @@ def build_worker(services: Services, threads: int) -> Worker:
         refreshes=services.refreshes,
         probes=services.probes,
         disconnections=services.disconnections,
+        discards=services.discards,
         reconciliation=services.reconciliation,
         circuits=services.circuits,
         knock=services.sequin.survey,
