@@ -26,6 +26,7 @@ from broker.delivery import Deliveries
 from broker.discards import Discards
 from broker.disconnection import Disconnections
 from broker.doctor import Doctor
+from broker.events import Events
 from broker.flow_page import FlowPages
 from broker.flows import Flows
 from broker.http import Http
@@ -34,6 +35,7 @@ from broker.journal import FlowJournal
 from broker.keyring import KeyRing
 from broker.links import Links
 from broker.matching import OAuthAppMatch, OAuthApps
+from broker.notifications import Notifications, may_be_told
 from broker.oauth import OAuth
 from broker.operators import Operators
 from broker.probes import Probes
@@ -55,6 +57,7 @@ from broker.web.connect import blueprint as connect
 from broker.web.connections import blueprint as connections
 from broker.web.console import blueprint as console
 from broker.web.ops import blueprint as ops
+from broker.webhook_endpoints import WebhookEndpoints
 
 log = structlog.get_logger(__name__)
 
@@ -112,7 +115,10 @@ def build_services(
     settings: Settings, database: Database, clock: Clock, providers: Mapping[str, Provider] | None = None
 ) -> Services:
     """Build the collaborators, each from those below it; `providers` are those discovered unless given."""
-    http = Http(allow_plain_loopback=not settings.production, user_agent=f"sequin-oauth-broker/{__version__}")
+    agent = f"sequin-oauth-broker/{__version__}"
+    http = Http(allow_plain_loopback=not settings.production, user_agent=agent)
+    # Where hosts want to be told is theirs to say: a door of its own, that leads to no private address.
+    outward = Http(allow_plain_loopback=not settings.production, user_agent=agent, may_connect=may_be_told(settings))
     oauth = OAuth(http, clock)
     vault = Vault(settings.encryption_keys)
     jobs = Jobs(database, clock)
@@ -129,6 +135,7 @@ def build_services(
     apps = AppCatalogue(settings.apps, providers or discover())
     key_ring = KeyRing(database, vault, clock)
     connections = Connections(database, clock, apps, jobs)
+    notifications = Notifications(database=database, clock=clock, vault=vault, http=outward, jobs=jobs)
     lifetime = timedelta(minutes=settings.flow_minutes)
     journal = FlowJournal(database=database, clock=clock, apps=apps, vault=vault, jobs=jobs, lifetime=lifetime)
     return Services(
@@ -176,6 +183,12 @@ def build_services(
         operators=Operators(database, clock),
         sessions=Sessions(database, clock),
         timeline=Timeline(database),
+        events=Events(database),
+        notifications=notifications,
+        webhook_endpoints=WebhookEndpoints(
+            database=database, clock=clock, vault=vault, http=outward, jobs=jobs, notifications=notifications,
+            https_only=settings.production,
+        ),
     )  # fmt: skip
 
 

@@ -11,10 +11,11 @@ import sqlalchemy as sa
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.engine import Connection, Row
 
-from broker import audit
+from broker import audit, events
 from broker.apps import OfferedApp
 from broker.db import table
 from broker.errors import AccountDisconnected, AccountTaken, BrokerError, LinkSpent, Verdict
+from broker.events import EventType
 from broker.jobs import Jobs
 from broker.models import Claim, ConnectedAccount, Flow, FlowState, ImportState, Job, JobState, Link, LinkUse
 from broker.oauth import Grant
@@ -87,6 +88,7 @@ def attach(connection: Connection, what: Attachment, *, vault: Vault, jobs: Jobs
         connection, at=now, actor_kind="end_user", actor=what.flow_ref, action="connection.connected",
         target=ref, detail={"app": what.app.key, "account": what.account.id, "mode": what.account.mode},
     )  # fmt: skip
+    events.changed(connection, connection_id, at=now, what=EventType.CONNECTED)
     jobs.cancel(connection, "finish", what.flow_id)
     return ref
 

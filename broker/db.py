@@ -276,6 +276,19 @@ class Database:
         with self._locks.hold(key) as alone:
             yield alone
 
+    def alone(self, connection: Connection, purpose: int, *, wait: bool = False) -> bool:
+        """Be the only one at something, in all processes, until the caller's write ends; False when another is.
+
+        `purpose` is any number that nothing else in the database uses; with `wait` the other is waited for. An
+        embedded database has one writer anyway.
+        """
+        if self.is_sqlite:
+            return True
+        if wait:
+            connection.execute(sa.select(sa.func.pg_advisory_xact_lock(purpose)))
+            return True
+        return bool(connection.execute(sa.select(sa.func.pg_try_advisory_xact_lock(purpose))).scalar_one())
+
     def after_fork(self) -> None:
         """Forget the parent's connections; call once in a child process."""
         self.engine.dispose(close=False)

@@ -14,7 +14,7 @@ import sqlalchemy as sa
 import structlog
 from sqlalchemy.engine import Connection, Row
 
-from broker import audit
+from broker import audit, events
 from broker.apps import AppCatalogue, OfferedApp
 from broker.attach import grant_binding
 from broker.clock import Clock
@@ -29,6 +29,7 @@ from broker.errors import (
     Unreadable,
     Verdict,
 )
+from broker.events import EventType
 from broker.jobs import Done, Hold, Jobs, Later, LeasedJob, Outcome, Park, Retry
 from broker.matching import OAuthAppMatch, OAuthAppUnmatched
 from broker.models import CleanUp, ConnectedAccount, ImportState
@@ -176,12 +177,15 @@ class Deliveries:
             gives_up = self._jobs.gives_up(job, judged_at)
             values = self._after(row, outcome, credential, sent, gives_up=gives_up)
             if values:
-                connection.execute(
+                changed = connection.execute(
                     sa.update(_connections)
                     # A reconnect meanwhile: this outcome speaks of the token before it.
                     .where(_connections.c.id == row.id, _connections.c.token_version == row.token_version)
                     .values(**values)
-                )
+                ).rowcount
+                if changed:
+                    what = EventType.IMPORTED if credential is not None else None
+                    events.changed(connection, row.id, at=now, what=what)
             if credential is not None:
                 self._jobs.enqueue(connection, "verify", row.id, now=judged_at)
                 audit.record(

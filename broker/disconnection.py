@@ -15,7 +15,7 @@ import sqlalchemy as sa
 import structlog
 from sqlalchemy.engine import Connection, Row
 
-from broker import audit
+from broker import audit, events
 from broker.apps import AppCatalogue, OfferedApp
 from broker.attach import grant_binding
 from broker.audit import Actor
@@ -25,6 +25,7 @@ from broker.connected import account_of, connected_row
 from broker.connections import ConnectionUnknown
 from broker.db import Database, table
 from broker.errors import AppUnknown, BrokerError, SequinRefused, Verdict
+from broker.events import EventType
 from broker.http import TOTAL_SECONDS, Http
 from broker.jobs import LEASE_SECONDS, LONGEST_RETRY_SECONDS, Done, Hold, Jobs, Later, LeasedJob, Outcome, Retry
 from broker.models import Claim, CleanUp, ConnectedAccount, ImportState
@@ -148,7 +149,10 @@ class Disconnections:
             connection, at=now, actor_kind=actor.kind, actor=actor.name, action="connection.disconnected",
             target=row.ref, detail={"app": row.app_key, "account": row.account_id, "mode": row.mode},
         )  # fmt: skip
-        return changed == 1
+        if not changed:
+            return False
+        events.changed(connection, row.id, at=now, what=EventType.DISCONNECTED)
+        return True
 
     def _app(self, row: Row[Any]) -> OfferedApp | None:
         return self._apps.get(row.app_key) if row.app_key in self._apps else None

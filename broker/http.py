@@ -18,7 +18,7 @@ import socket
 import ssl
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
@@ -264,25 +264,12 @@ class _TimedConnection(HTTPConnection):
         raise call.failure(Unreachable, "no connection could be made") from failed
 
     def _resolve(self, call: _Call) -> list[tuple[Any, ...]]:
-        # Not covered by the deadline: getaddrinfo cannot be interrupted; the resolver's own limits apply
-        # (resolv.conf: timeout, attempts).
-        host = self._dns_host.strip("[]")
-        try:
-            host.encode("idna")
-            found = socket.getaddrinfo(host, self.port, socket.AF_UNSPEC, socket.SOCK_STREAM)
-        except UnicodeError as error:
-            raise call.failure(AddressRefused, "the host is not a valid name") from error
-        except OSError as error:
-            raise call.failure(Unreachable, "the host name does not resolve") from error
+        found = _lookup(self._dns_host.strip("[]"), self.port, call)
         # Checked here, on the addresses really used, so that a name cannot pass a check and then resolve elsewhere.
-        allowed = [entry for entry in found if self._may_use(call, str(entry[4][0]))]
+        allowed = [entry for entry in found if _may_use(call, str(entry[4][0]), loopback_only=self.loopback_only)]
         if not allowed:
-            raise call.failure(AddressRefused, "the host resolves to an address that may not be reached from here")
+            raise call.failure(AddressRefused, _NOT_FROM_HERE)
         return allowed
-
-    def _may_use(self, call: _Call, text: str) -> bool:
-        address = ipaddress.ip_address(text.partition("%")[0])
-        return call.may_connect(address) and (address.is_loopback or not self.loopback_only)
 
     def _knock(self, entry: tuple[Any, ...], timeout: float) -> socket.socket:
         family, kind, protocol, _, address = entry
@@ -316,6 +303,26 @@ class _TimedTlsConnection(_TimedConnection, HTTPSConnection):
     """The same over TLS."""
 
     loopback_only = False
+
+
+_NOT_FROM_HERE = "the host resolves to an address that may not be reached from here"
+
+
+def _lookup(host: str, port: int | None, call: _Call) -> list[tuple[Any, ...]]:
+    # Not covered by the deadline: getaddrinfo cannot be interrupted; the resolver's own limits apply
+    # (resolv.conf: timeout, attempts).
+    try:
+        host.encode("idna")
+        return list(socket.getaddrinfo(host, port, socket.AF_UNSPEC, socket.SOCK_STREAM))
+    except UnicodeError as error:
+        raise call.failure(AddressRefused, "the host is not a valid name") from error
+    except OSError as error:
+        raise call.failure(Unreachable, "the host name does not resolve") from error
+
+
+def _may_use(call: _Call, text: str, *, loopback_only: bool) -> bool:
+    address = ipaddress.ip_address(text.partition("%")[0])
+    return call.may_connect(address) and (address.is_loopback or not loopback_only)
 
 
 def _tls_reason(error: ssl.SSLError) -> str:
@@ -503,9 +510,21 @@ def _chunks(response: requests.Response, call: _Call) -> Iterator[bytes]:
 
 def is_public(address: Address) -> bool:
     """Say whether an address is on the public internet; for addresses that customers type in."""
-    mapped = getattr(address, "ipv4_mapped", None)
-    address = mapped or address
+    inside = _inside(address) if isinstance(address, ipaddress.IPv6Address) else None
+    if inside is not None:
+        return is_public(inside)
     return address.is_global and not address.is_multicast
+
+
+# NAT64 (RFC 6052): the last 32 bits are an IPv4 address, private ones included.
+_NAT64 = ipaddress.IPv6Network("64:ff9b::/96")
+
+
+def _inside(address: ipaddress.IPv6Address) -> ipaddress.IPv4Address | None:
+    """Return the IPv4 address that an IPv6 one really leads to, None where it is no such thing."""
+    if address in _NAT64:
+        return ipaddress.IPv4Address(int(address) & 0xFFFFFFFF)
+    return address.ipv4_mapped or address.sixtofour or (address.teredo[1] if address.teredo else None)
 
 
 def _anywhere(_address: Address) -> bool:
@@ -579,9 +598,44 @@ class Http:
         finally:
             response.close()
 
+    def post(self, url: str, *, headers: Mapping[str, str], content: bytes, deadline: float = TOTAL_SECONDS) -> Answer:
+        """Post these very bytes, never repeated, and return how it was answered, without a body.
+
+        What the answer holds and how it ends does not matter once its status is known (a redirect is refused).
+        Raises NetworkError.
+        """
+        with translated(_where("POST", url)):
+            request = _prepare("POST", url, headers, None, None, None, content)
+        call = self._call(request, min(deadline, TOTAL_SECONDS), MAX_BYTES)
+        with translated(call.where, call):
+            response = self._open(request, call, _check_redirect)
+        try:
+            _read_out(response, call)
+        finally:
+            response.close()
+        return Answer(response.status_code, response.headers, b"", str(request.url))
+
     def adapter(self, deadline: float, max_bytes: int = MAX_BYTES) -> Visit:
         """Return an adapter to mount on a requests session: same pool, same rules, this deadline per request."""
         return Visit(partial(self._fetch, min(deadline, TOTAL_SECONDS), max_bytes))
+
+    def check(self, url: str) -> None:
+        """Raise AddressRefused for an address that would not be called, now that its name stands for what it does.
+
+        A name that does not resolve passes: it may later, and every address is judged again before connecting.
+        """
+        with translated(_where("POST", url)):
+            request = _prepare("POST", url, None, None, None, None)
+        call = self._call(request, TOTAL_SECONDS, MAX_BYTES)
+        self._check_address(str(request.url), call)
+        parts = _split(str(request.url), call)
+        try:
+            found = _lookup(parts.hostname or "", parts.port or 443, call)
+        except Unreachable:
+            return
+        plain = parts.scheme == "http"
+        if not all(_may_use(call, str(entry[4][0]), loopback_only=plain) for entry in found):
+            raise call.failure(AddressRefused, _NOT_FROM_HERE)
 
     def close(self) -> None:
         """Close pooled connections."""
@@ -599,7 +653,12 @@ class Http:
     def _call(self, request: requests.PreparedRequest, seconds: float, max_bytes: int) -> _Call:
         return _Call(_where(str(request.method), str(request.url)), seconds, max_bytes, self._may_connect)
 
-    def _open(self, request: requests.PreparedRequest, call: _Call) -> requests.Response:
+    def _open(
+        self,
+        request: requests.PreparedRequest,
+        call: _Call,
+        check: Callable[[requests.Response, _Call], None] | None = None,
+    ) -> requests.Response:
         self._check_address(str(request.url), call)
         request.headers["User-Agent"] = self._user_agent
         # A compressed answer could unfold to any size; asking for none lets the cap count what arrives.
@@ -607,7 +666,7 @@ class Http:
         request.headers.pop("Cookie", None)
         response = self._transport().send(request, stream=True, timeout=_CallTimeout(call), verify=True)  # type: ignore[arg-type]
         try:
-            _check_head(response, call)
+            (check or _check_head)(response, call)
         except NetworkError:
             response.close()
             raise
@@ -648,9 +707,22 @@ def _is_loopback(host: str) -> bool:
         return host == "localhost"
 
 
-def _check_head(response: requests.Response, call: _Call) -> None:
+def _check_redirect(response: requests.Response, call: _Call) -> None:
     if 300 <= response.status_code < 400:
         raise call.failure(RedirectRefused, f"answered with a redirect (HTTP {response.status_code})")
+
+
+def _read_out(response: requests.Response, call: _Call) -> None:
+    """Read an answer that says it is short, so that its connection can serve the next call."""
+    length = response.headers.get("Content-Length", "").strip()
+    if length.isdecimal() and len(length) < 8 and int(length) <= CHUNK_BYTES:
+        with suppress(NetworkError), translated(call.where, call):
+            for _ in _chunks(response, call):
+                pass
+
+
+def _check_head(response: requests.Response, call: _Call) -> None:
+    _check_redirect(response, call)
     encoding = response.headers.get("Content-Encoding", "identity").strip().lower()
     if encoding not in ("", "identity"):
         raise call.failure(UnusableAnswer, "the answer is compressed although that was not asked for")
@@ -676,13 +748,14 @@ def _prepare(
     json: object | None,
     form: Mapping[str, str] | None,
     authorization: str | None,
+    content: bytes | None = None,
 ) -> requests.PreparedRequest:
     # Parsers disagree about backslashes, blanks and control characters: without any there is nothing to disagree on.
     if re.search(r"[\x00-\x20\x7f\\]", url):
         raise AddressRefused(f"{_where(method, url)}: the address holds characters it cannot have")
     # Prepared without a session: no cookies, no netrc, no proxies from the environment.
     sent = {"Accept": "application/json", **(headers or {})}
-    body: bytes | None = None
+    body = content
     if json is not None:
         try:
             body = jsonlib.dumps(json, separators=(",", ":"), allow_nan=False).encode("ascii")

@@ -205,6 +205,29 @@ class Jobs:
             _ENQUEUE[connection.dialect.name], {"kind": kind, "subject": subject_id, "due": now + after, "at": now}
         )
 
+    def ensure(self, connection: Connection, kind: str, subject_id: int) -> None:
+        """See to it, in the caller's transaction, that a job that takes up all there is to do runs now or later.
+
+        Unlike `enqueue` it leaves a waiting or running one as it is: one that waits after a failure goes on waiting.
+        Who runs such a job must look for more to do after settling it, in the same transaction.
+        """
+        now = self._database.now(connection)
+        insert = sqlite.insert if connection.dialect.name == "sqlite" else postgresql.insert
+        armed = _jobs.c.state.in_([JobState.WAITING, JobState.RUNNING])
+        fresh = insert(_jobs).values(
+            kind=kind, subject_id=subject_id, state=JobState.WAITING, due_at=now, fence=0, generation=0,
+            failures=0, created_at=now, updated_at=now,
+        )  # fmt: skip
+        afresh = {"state": JobState.WAITING.value, "due_at": now, "failures": 0, "failing_since": None}
+        afresh |= {"error": None, "error_detail": None, "updated_at": now}
+        # An update that changes nothing still waits for the row: a job being settled elsewhere is seen as it ends.
+        kept = {
+            name: sa.case((armed, column), else_=sa.literal(value, column.type))
+            for name, value in afresh.items()
+            for column in [_jobs.c[name]]
+        }
+        connection.execute(fresh.on_conflict_do_update(index_elements=["kind", "subject_id"], set_=kept))
+
     def cancel(self, connection: Connection, kind: str, subject_id: int) -> None:
         """Take back work that is no longer needed, in the caller's transaction."""
         connection.execute(

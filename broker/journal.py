@@ -16,7 +16,7 @@ import sqlalchemy as sa
 import structlog
 from sqlalchemy.engine import Connection, Row
 
-from broker import audit
+from broker import audit, events
 from broker.apps import AppCatalogue, OfferedApp
 from broker.clock import Clock
 from broker.db import Database, DatabaseUnavailable, table
@@ -434,6 +434,7 @@ class FlowJournal:
                 connection, at=now, actor_kind="end_user", actor=step.flow_ref, action=f"flow.{state.value}",
                 target=step.flow_ref, detail={"failure": failure.code},
             )  # fmt: skip
+            events.flow_ended(connection, step.flow_id, at=now)
         write = log.error if failure.verdict is Verdict.CONFIGURATION else log.info
         write("flow.ended", flow=step.flow_ref, outcome=state.value, error=failure.code, detail=failure.detail)
 

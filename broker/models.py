@@ -76,6 +76,15 @@ class JobState(StrEnum):
     DONE = "done"
 
 
+class SendState(StrEnum):
+    """How far one event has come on its way to one webhook endpoint."""
+
+    PENDING = "pending"
+    DELIVERED = "delivered"
+    # Tried for three days in vain; waits to be sent again by hand.
+    PARKED = "parked"
+
+
 class Role(StrEnum):
     """What an operator may do; each includes the one before."""
 
@@ -342,6 +351,8 @@ class ConnectedAccount(Base):
     drift: Mapped[str | None] = mapped_column(sa.String(64))
     # The first of the checks in a row that found something different; null when `drift` is.
     drifted_at: Mapped[datetime | None] = mapped_column(UtcDateTime)
+    # The status that the host was told needs attention, until it is told that all is well again; null otherwise.
+    attention: Mapped[str | None] = mapped_column(sa.String(20))
     # When the current grant was committed.
     connected_at: Mapped[datetime] = mapped_column(UtcDateTime)
     created_at: Mapped[datetime] = mapped_column(UtcDateTime)
@@ -442,6 +453,119 @@ class Orphan(Base):
     found_at: Mapped[datetime] = mapped_column(UtcDateTime)
     # The last sweep that saw it.
     seen_at: Mapped[datetime] = mapped_column(UtcDateTime)
+
+
+class Event(Base):
+    """One thing that happened, as the host is told; written in the transaction of the change, never changed after.
+
+    It names what it speaks of by reference, so that nothing has to be kept for its sake.
+    """
+
+    __tablename__ = "events"
+    __table_args__ = (
+        sa.Index("ix_events_at_id", "at", "id"),
+        sa.Index("ix_events_type_at_id", "type", "at", "id"),
+        sa.Index("ix_events_connection_ref_at_id", "connection_ref", "at", "id"),
+        sa.Index("ix_events_end_user_at_id", "end_user", "at", "id"),
+        sa.Index(
+            "ix_events_undispatched",
+            "id",
+            sqlite_where=sa.text("dispatched_at IS NULL"),
+            postgresql_where=sa.text("dispatched_at IS NULL"),
+        ),
+    )
+
+    id: Mapped[int] = mapped_column(BigId, primary_key=True)
+    public_id: Mapped[str] = mapped_column(Ref, unique=True)
+    # Such as connection.imported.
+    type: Mapped[str] = mapped_column(sa.String(40))
+    at: Mapped[datetime] = mapped_column(UtcDateTime)
+    # The connection or the flow it is about; the other one is null.
+    connection_ref: Mapped[str | None] = mapped_column(Ref)
+    flow_ref: Mapped[str | None] = mapped_column(Ref)
+    # The host's own id of the person.
+    end_user: Mapped[str] = mapped_column(sa.String(255))
+    # How things stood then, as the host sees them. Never a secret.
+    data: Mapped[dict[str, Any]] = mapped_column(Json)
+    # Null until it was queued for every webhook endpoint that wants it.
+    dispatched_at: Mapped[datetime | None] = mapped_column(UtcDateTime)
+
+
+class WebhookEndpoint(Base):
+    """An address of the host that is told what happens."""
+
+    __tablename__ = "webhook_endpoints"
+
+    id: Mapped[int] = mapped_column(BigId, primary_key=True)
+    public_id: Mapped[str] = mapped_column(Ref, unique=True)
+    url: Mapped[str] = mapped_column(sa.String(2000))
+    # The host's own words; may be empty.
+    description: Mapped[str] = mapped_column(sa.String(200))
+    # The event types it is told of; null means every one.
+    types: Mapped[list[str] | None] = mapped_column(Json)
+    # Who made it: an API key's public id.
+    created_by: Mapped[str] = mapped_column(sa.String(100))
+    created_at: Mapped[datetime] = mapped_column(UtcDateTime)
+    updated_at: Mapped[datetime] = mapped_column(UtcDateTime)
+    # Null while it is sent to; what happens meanwhile waits. `disabled_reason` is a stable word.
+    disabled_at: Mapped[datetime | None] = mapped_column(UtcDateTime)
+    disabled_reason: Mapped[str | None] = mapped_column(sa.String(16))
+    # When it last took something, and since when it has not; null before the first time, and while it does.
+    delivered_at: Mapped[datetime | None] = mapped_column(UtcDateTime)
+    failing_since: Mapped[datetime | None] = mapped_column(UtcDateTime)
+
+
+class WebhookSecret(Base):
+    """A secret that signs what one endpoint is sent; several while they are exchanged."""
+
+    __tablename__ = "webhook_secrets"
+    __table_args__ = (sa.UniqueConstraint("endpoint_id", "number"),)
+
+    id: Mapped[int] = mapped_column(BigId, primary_key=True)
+    endpoint_id: Mapped[int] = mapped_column(sa.ForeignKey("webhook_endpoints.id"))
+    # Counts the endpoint's secrets, so that each ciphertext opens in its own row alone.
+    number: Mapped[int] = mapped_column()
+    sealed: Mapped[bytes] = mapped_column(sa.LargeBinary)
+    created_at: Mapped[datetime] = mapped_column(UtcDateTime)
+    # Null for the newest; the others sign until then.
+    expires_at: Mapped[datetime | None] = mapped_column(UtcDateTime)
+
+
+class WebhookDelivery(Base):
+    """One event on its way to one endpoint. Their keys are the order in which an endpoint is told."""
+
+    __tablename__ = "webhook_deliveries"
+    __table_args__ = (
+        sa.UniqueConstraint("endpoint_id", "event_id"),
+        sa.Index("ix_webhook_deliveries_endpoint_id_state_id", "endpoint_id", "state", "id"),
+        sa.Index("ix_webhook_deliveries_event_id", "event_id"),
+    )
+
+    id: Mapped[int] = mapped_column(BigId, primary_key=True)
+    endpoint_id: Mapped[int] = mapped_column(sa.ForeignKey("webhook_endpoints.id"))
+    event_id: Mapped[int] = mapped_column(sa.ForeignKey("events.id"))
+    # One of SendState.
+    state: Mapped[str] = mapped_column(sa.String(16))
+    # Since when it waits: when it happened, or when somebody asked for it to be sent again.
+    queued_at: Mapped[datetime] = mapped_column(UtcDateTime)
+    # Null until an endpoint took it.
+    delivered_at: Mapped[datetime | None] = mapped_column(UtcDateTime)
+    attempts: Mapped[int] = mapped_column(default=0)
+
+
+class WebhookAttempt(Base):
+    """One try to send one event to one endpoint."""
+
+    __tablename__ = "webhook_attempts"
+
+    id: Mapped[int] = mapped_column(BigId, primary_key=True)
+    delivery_id: Mapped[int] = mapped_column(sa.ForeignKey("webhook_deliveries.id"), index=True)
+    at: Mapped[datetime] = mapped_column(UtcDateTime)
+    duration_ms: Mapped[int] = mapped_column()
+    # The HTTP status; null when there was no answer, and `error` then says why.
+    status: Mapped[int | None] = mapped_column()
+    # Stable code of what went wrong; null after a success.
+    error: Mapped[str | None] = mapped_column(sa.String(64))
 
 
 class AuditRecord(Base):

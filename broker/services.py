@@ -14,6 +14,7 @@ from broker.delivery import Deliveries
 from broker.discards import Discards
 from broker.disconnection import Disconnections
 from broker.doctor import Doctor
+from broker.events import Events
 from broker.flow_page import FlowPages
 from broker.flows import Flows
 from broker.jobs import Jobs
@@ -21,6 +22,7 @@ from broker.journal import FlowJournal
 from broker.keyring import KeyRing
 from broker.links import Links
 from broker.matching import OAuthApps
+from broker.notifications import Notifications
 from broker.operators import Operators
 from broker.probes import Probes
 from broker.reconciliation import Reconciliation
@@ -30,6 +32,7 @@ from broker.sessions import Sessions
 from broker.settings import Settings
 from broker.timeline import Timeline
 from broker.verification import Verifications
+from broker.webhook_endpoints import WebhookEndpoints
 
 
 @dataclass(frozen=True)
@@ -62,3 +65,6 @@ class Services:
     operators: Operators
     sessions: Sessions
     timeline: Timeline
+    events: Events
+    notifications: Notifications
+    webhook_endpoints: WebhookEndpoints

@@ -79,6 +79,21 @@ TROUBLES: Mapping[str, Trouble] = MappingProxyType(
 """By the code in the column `trouble`."""
 
 
+NEEDS_ATTENTION = frozenset({Status.REVOKED, Status.ERROR, Status.IMPORT_FAILED, Status.INTERRUPTED})
+"""The statuses that do not pass without somebody doing something."""
+
+
+def attention_after(before: Status | None, status: Status) -> Status | None:
+    """Return the status that needs attention once a connection has come to `status`, None when none does.
+
+    What needed attention `before` goes on needing it until a check has passed: an import that is tried again is
+    pending for a while, and may well fail again.
+    """
+    if status in NEEDS_ATTENTION:
+        return status
+    return None if status in {Status.OK, Status.DISCONNECTED} else before
+
+
 class StatusFacts(Protocol):
     """The columns of a connection that decide its status."""
 

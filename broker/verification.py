@@ -15,7 +15,7 @@ import sqlalchemy as sa
 import structlog
 from sqlalchemy.engine import Connection, Row
 
-from broker import audit
+from broker import audit, events
 from broker.apps import AppCatalogue
 from broker.clock import Clock
 from broker.connected import account_of, connected_row
@@ -175,6 +175,7 @@ class Verifications:
         ).rowcount
         if not changed:
             return
+        events.changed(connection, row.id, at=now)
         if (found.code if found else None) != row.drift or row.verified_at is None:
             audit.record(
                 connection, at=now, actor_kind="worker", actor="verify", target=row.ref,

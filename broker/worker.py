@@ -18,6 +18,7 @@ from broker.errors import BrokerError, Verdict
 from broker.flows import Flows
 from broker.jobs import Done, Jobs, LeasedJob, Outcome, Retry
 from broker.journal import FlowJournal
+from broker.notifications import NOTIFY, Notifications
 from broker.probes import Probes
 from broker.reconciliation import Reconciliation
 from broker.refresh import Refreshes
@@ -27,6 +28,8 @@ IDLE_SECONDS = 0.5
 """How long an idle worker waits before it looks again, unless this process has committed new work."""
 SWEEP_SECONDS = 15.0
 BATCH = 8
+NOTIFIERS = 4
+"""Threads that send webhooks: so many slow endpoints are served at the same time."""
 
 log = structlog.get_logger(__name__)
 
@@ -48,6 +51,7 @@ class Worker:
         disconnections: Disconnections,
         discards: Discards,
         reconciliation: Reconciliation,
+        notifications: Notifications,
         circuits: Circuits,
         knock: Callable[[], object],
         purge: Callable[[], object],
@@ -65,7 +69,13 @@ class Worker:
         self._journal = journal
         self._reconciliation = reconciliation
         self._purge = purge
-        self._threads = [threading.Thread(target=self._loop, name=f"worker-{n}", daemon=True) for n in range(threads)]
+        self._notifications = notifications
+        # Webhooks have threads of their own: however slow an endpoint is, it keeps no import waiting.
+        lanes = [("worker", self._work_turn)] * threads + [("notifier", self.notify_once)] * (NOTIFIERS if threads else 0)
+        self._threads = [
+            threading.Thread(target=self._loop, args=(turn,), name=f"{name}-{n}", daemon=True)
+            for n, (name, turn) in enumerate(lanes)
+        ]
         self._stopping = threading.Event()
         self._swept = 0.0
         self._sweeping = threading.Lock()
@@ -134,11 +144,22 @@ class Worker:
                 self._knock()
         return len(jobs)
 
-    def _loop(self) -> None:
+    def _work_turn(self) -> int:
+        self._sweep_sometimes()
+        return self.run_once()
+
+    def notify_once(self) -> int:
+        """Queue what happened for the endpoints, send one of them what waits for it; returns how many that were."""
+        self._notifications.dispatch()
+        jobs = self._jobs.lease([NOTIFY])
+        for job in jobs:
+            self._run(job)
+        return len(jobs)
+
+    def _loop(self, turn: Callable[[], int]) -> None:
         while not self._stopping.is_set():
             try:
-                self._sweep_sometimes()
-                if self.run_once():
+                if turn():
                     continue
             except Exception:
                 # A database that is away for a while must not end the thread.
@@ -151,7 +172,8 @@ class Worker:
         try:
             if job.fence > 1 and not self._jobs.renew(job):
                 return True
-            outcome = self._handlers[job.kind](job)
+            run = self._notifications.run if job.kind == NOTIFY else self._handlers[job.kind]
+            outcome = run(job)
         except Exception as failure:
             # One poisoned row never blocks the others: it waits longer each time, and parks in the end.
             log.exception("worker.job_failed", kind=job.kind)

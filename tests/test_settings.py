@@ -6,6 +6,7 @@ import base64
 import logging
 import re
 import traceback
+from ipaddress import ip_network
 from pathlib import Path
 
 import pytest
@@ -24,6 +25,7 @@ from broker.settings import (
     Limits,
     Retention,
     Settings,
+    Webhooks,
     app_settings,
     generate_key,
     load_settings,
@@ -835,6 +837,8 @@ def test_limits_retention_and_branding_come_from_the_file(toml: Toml) -> None:
         support_email = "help@acme.io"
         support_url = "https://acme.io/help"
         privacy_url = { env = "PRIVACY" }
+        [webhooks]
+        private_networks = "10.20.0.0/16, fd00::7"
         """,
         {"PRIVACY": "https://acme.io/privacy"},
     )
@@ -842,6 +846,7 @@ def test_limits_retention_and_branding_come_from_the_file(toml: Toml) -> None:
     assert settings.limits == Limits(7, 8)
     assert (settings.flow_minutes, settings.link_minutes) == (1440, 10080)
     assert settings.retention == Retention(90, 1)
+    assert settings.webhooks == Webhooks((ip_network("10.20.0.0/16"), ip_network("fd00::7/128")))
     assert settings.branding == Branding(
         "Acme Ünlimited",
         "https://acme.io/logo.svg?v=2",
@@ -868,6 +873,7 @@ def test_limits_retention_and_branding_come_from_the_file(toml: Toml) -> None:
         ("branding.color = 'blue'", '[branding] color is not a colour: write for example color = "#1d4ed8".'),
         ("branding.logo_url = 'javascript:alert(1)'", "[branding] logo_url is not an http or https address"),
         ("branding.support_email = 'a@b?cc=x@y.z'", "[branding] support_email is not an e-mail address"),
+        ('webhooks.private_networks = "10.0.0.1/8"', "[webhooks] private_networks is not a list of networks: write"),
         ('branding.name = "a\\nb"', "[branding] name is not one line of at most 80 characters"),
     ],
 )

@@ -5,7 +5,7 @@ value, because a secret pasted into the wrong setting must not reach a terminal 
 """
 
 from broker.settings.load import load_settings
-from broker.settings.model import AppOptions, Branding, HttpAddress, Limits, OAuthApp, Retention, Settings
+from broker.settings.model import AppOptions, Branding, HttpAddress, Limits, OAuthApp, Retention, Settings, Webhooks
 from broker.settings.table import CONFIG_SETTINGS, SETTINGS, Setting, app_settings
 from broker.settings.values import EncryptionKey, generate_key
 
@@ -21,6 +21,7 @@ __all__ = [
     "Retention",
     "Setting",
     "Settings",
+    "Webhooks",
     "app_settings",
     "generate_key",
     "load_settings",

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
-from ipaddress import IPv4Address, IPv6Address
+from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_network
 from typing import TypeVar
 from urllib.parse import SplitResult, urlsplit
 
@@ -124,6 +124,14 @@ def origins(text: str, report: Report) -> tuple[str, ...]:
     """Parse a comma-separated list of origins."""
     found = [safe(_bare(parse(part.strip())), report, loopback=True).origin for part in text.split(",") if part.strip()]
     return tuple(dict.fromkeys(found))
+
+
+def networks(text: str, _report: Report) -> tuple[IPv4Network | IPv6Network, ...]:
+    """Parse a comma-separated list of networks and single addresses."""
+    try:
+        return tuple(dict.fromkeys(ip_network(part.strip()) for part in text.split(",") if part.strip()))
+    except ValueError:
+        raise Wrong("is not a list of networks") from None
 
 
 def _bare(address: Address) -> Address:

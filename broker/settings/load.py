@@ -10,7 +10,7 @@ from typing import Any
 
 from broker.errors import SettingsError
 from broker.settings.apps import AppReader
-from broker.settings.model import AppOptions, Branding, Limits, Retention, Settings
+from broker.settings.model import AppOptions, Branding, Limits, Retention, Settings, Webhooks
 from broker.settings.report import Report, Wrong, did_you_mean
 from broker.settings.sources import Document, Environment
 from broker.settings.table import CONFIG_SETTINGS, SETTINGS, Setting
@@ -160,6 +160,7 @@ def _settings(
             **section("branding", "name", "logo_url", "color", "support_email", "support_url", "privacy_url")
         ),
         retention=Retention(**section("retention", "audit_days", "flow_days")),
+        webhooks=Webhooks(private_networks=values["webhooks.private_networks"] or ()),
         flow_minutes=values["limits.flow_minutes"],
         link_minutes=values["limits.link_minutes"],
         sources=sources,

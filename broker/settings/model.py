@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from ipaddress import IPv4Network, IPv6Network
 from pathlib import Path
 from types import MappingProxyType
 from typing import Annotated, Any, ClassVar, Literal, get_args, get_origin
@@ -132,6 +133,14 @@ class Retention:
 
 
 @dataclass(frozen=True)
+class Webhooks:
+    """Where webhooks may be sent."""
+
+    private_networks: tuple[IPv4Network | IPv6Network, ...] = ()
+    """What is not on the public internet and may be sent to all the same."""
+
+
+@dataclass(frozen=True)
 class Settings:
     """Everything this deployment decided, checked. Made by `load_settings`."""
 
@@ -158,6 +167,7 @@ class Settings:
     limits: Limits = Limits()
     branding: Branding = Branding()
     retention: Retention = Retention()
+    webhooks: Webhooks = Webhooks()
     flow_minutes: int = 60
     link_minutes: int = 30
     sources: Mapping[str, str] = field(default_factory=lambda: MappingProxyType({}))

@@ -226,6 +226,13 @@ CONFIG_SETTINGS: tuple[Setting, ...] = (
         default=str(Retention.flow_days),
         example="30",
     ),
+    Setting(
+        "webhooks.private_networks",
+        "Networks that are not on the public internet and that webhooks may be sent to all the same.",
+        addresses.networks,
+        default_note="none",
+        example="10.20.0.0/16",
+    ),
 )
 """Every setting of the TOML file, except those of OAuth apps."""
 

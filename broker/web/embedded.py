@@ -55,6 +55,7 @@ def build_worker(services: Services, threads: int) -> Worker:
         disconnections=services.disconnections,
         discards=services.discards,
         reconciliation=services.reconciliation,
+        notifications=services.notifications,
         circuits=services.circuits,
         knock=services.sequin.survey,
         purge=services.sessions.purge,
