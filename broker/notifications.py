@@ -235,7 +235,7 @@ class Notifications:
         with self._database.write() as connection:
             if not self._jobs.renew_with(connection, job):
                 # Somebody else sends it again; its id tells the endpoint that it is the same event.
-                log.warning("webhook.lease_lost", endpoint=row.endpoint, event=row.event)
+                log.warning("webhook.lease_lost", endpoint=row.endpoint, event_id=row.event)
                 return False
             self._note(connection, row, sent, state=SendState.DELIVERED.value, delivered_at=sent.at)
             connection.execute(
@@ -243,7 +243,7 @@ class Notifications:
                 .where(_endpoints.c.id == row.endpoint_id)
                 .values(delivered_at=sent.at, failing_since=None)
             )
-        log.info("webhook.delivered", endpoint=row.endpoint, event=row.event, ms=sent.duration_ms)
+        log.info("webhook.delivered", endpoint=row.endpoint, event_id=row.event, ms=sent.duration_ms)
         return True
 
     def _failed(self, job: LeasedJob, row: Row[Any], sent: _Sent) -> Outcome:
@@ -269,7 +269,7 @@ class Notifications:
         elif parked:
             log.error("webhook.parked", endpoint=row.endpoint, count=parked, error=error)
         else:
-            log.warning("webhook.retry", endpoint=row.endpoint, event=row.event, error=error)
+            log.warning("webhook.retry", endpoint=row.endpoint, event_id=row.event, error=error)
         return outcome
 
     def _park(self, connection: Connection, row: Row[Any], now: datetime) -> int:

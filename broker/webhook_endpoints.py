@@ -445,10 +445,10 @@ def _view(connection: Connection, public_id: str) -> EndpointView:
         .outerjoin(_jobs, sa.and_(_jobs.c.kind == NOTIFY, _jobs.c.subject_id == _endpoints.c.id))
         .where(_endpoints.c.id == key)
     ).one()
-    counted = sa.select(_deliveries.c.state, sa.func.count()).where(
+    counted = sa.select(_deliveries.c.state, sa.func.count().label("many")).where(
         _deliveries.c.endpoint_id == key, _deliveries.c.state.in_([SendState.PENDING, SendState.PARKED])
     )
-    counts: dict[str, int] = dict(connection.execute(counted.group_by(_deliveries.c.state)).tuples().all())
+    counts = {each.state: each.many for each in connection.execute(counted.group_by(_deliveries.c.state))}
     until = sa.select(sa.func.max(_secrets.c.expires_at)).where(_secrets.c.endpoint_id == key)
     is_on = row.disabled_at is None
     return EndpointView(

@@ -71,7 +71,9 @@ class Worker:
         self._purge = purge
         self._notifications = notifications
         # Webhooks have threads of their own: however slow an endpoint is, it keeps no import waiting.
-        lanes = [("worker", self._work_turn)] * threads + [("notifier", self.notify_once)] * (NOTIFIERS if threads else 0)
+        lanes = [("worker", self._work_turn)] * threads + [("notifier", self.notify_once)] * (
+            NOTIFIERS if threads else 0
+        )
         self._threads = [
             threading.Thread(target=self._loop, args=(turn,), name=f"{name}-{n}", daemon=True)
             for n, (name, turn) in enumerate(lanes)

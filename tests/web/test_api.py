@@ -72,7 +72,11 @@ def api_rules(app: Flask) -> list[tuple[str, str, str]]:
     found = []
     for rule in app.url_map.iter_rules():
         if rule.rule.startswith("/api/"):
-            path = rule.rule.replace("<public_id>", "lnk_x").replace("<ref>", "AAAA-BBBB-CCCC")
+            path = (
+                rule.rule.replace("<public_id>", "lnk_x")
+                .replace("<ref>", "AAAA-BBBB-CCCC")
+                .replace("<event_id>", "evt_x")
+            )
             found += [(method, path, rule.endpoint) for method in (rule.methods or set()) - {"HEAD", "OPTIONS"}]
     return found
 

@@ -12,13 +12,14 @@ from werkzeug.exceptions import Forbidden
 from broker.apikeys import Scope
 from broker.secret import digest
 from broker.web import services
-from broker.web.api import apps, connections, links, problems
+from broker.web.api import apps, connections, events, links, problems, webhook_endpoints
 from broker.web.security import csrf
 
 blueprint = Blueprint("api", __name__, url_prefix="/api/v1")
 # Safe because no cookie is ever looked at: a browser that is made to call this brings no key along.
 csrf.exempt(blueprint)
 
+_ENDPOINT = "/webhook-endpoints/<public_id>"
 _ROUTES: tuple[tuple[str, str, RouteCallable, Scope], ...] = (
     ("POST", "/connect-links", links.create_link, Scope.LINKS_WRITE),
     ("GET", "/connect-links/<public_id>", links.show_link, Scope.LINKS_READ),
@@ -29,6 +30,17 @@ _ROUTES: tuple[tuple[str, str, RouteCallable, Scope], ...] = (
     ("DELETE", "/connections/<ref>", connections.disconnect, Scope.CONNECTIONS_WRITE),
     ("POST", "/connections/<ref>/check", connections.check_connection, Scope.CONNECTIONS_WRITE),
     ("POST", "/connections/<ref>/retry", connections.retry_connection, Scope.CONNECTIONS_WRITE),
+    ("GET", "/events", events.list_events, Scope.EVENTS_READ),
+    ("POST", "/webhook-endpoints", webhook_endpoints.create_endpoint, Scope.WEBHOOKS_WRITE),
+    ("GET", "/webhook-endpoints", webhook_endpoints.list_endpoints, Scope.WEBHOOKS_READ),
+    ("GET", _ENDPOINT, webhook_endpoints.show_endpoint, Scope.WEBHOOKS_READ),
+    ("PATCH", _ENDPOINT, webhook_endpoints.change_endpoint, Scope.WEBHOOKS_WRITE),
+    ("DELETE", _ENDPOINT, webhook_endpoints.delete_endpoint, Scope.WEBHOOKS_WRITE),
+    ("POST", f"{_ENDPOINT}/rotate-secret", webhook_endpoints.rotate_secret, Scope.WEBHOOKS_WRITE),
+    ("GET", f"{_ENDPOINT}/deliveries", webhook_endpoints.list_deliveries, Scope.WEBHOOKS_READ),
+    ("POST", f"{_ENDPOINT}/deliveries/resend-parked", webhook_endpoints.resend_parked, Scope.WEBHOOKS_WRITE),
+    ("GET", f"{_ENDPOINT}/deliveries/<event_id>", webhook_endpoints.show_delivery, Scope.WEBHOOKS_READ),
+    ("POST", f"{_ENDPOINT}/deliveries/<event_id>/resend", webhook_endpoints.resend_delivery, Scope.WEBHOOKS_WRITE),
 )
 
 for _method, _path, _view, _ in _ROUTES:

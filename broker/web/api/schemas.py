@@ -104,14 +104,28 @@ def read_body(model: type[_Taken]) -> _Taken:
     return _validated(model, content)
 
 
+def read_optional_body(model: type[_Taken]) -> _Taken:
+    """Return the request's body, or the model as it is without one. Raises NotAnObject or RequestInvalid."""
+    return read_body(model) if request.get_data() else _validated(model, {})
+
+
+def read_query(model: type[_Taken]) -> _Taken:
+    """Return the request's query. Raises RequestInvalid."""
+    return _validated(model, _given())
+
+
 def read_connection_query() -> tuple[ConnectionQuery, dict[str, str]]:
     """Return the query of GET /connections and its `metadata.<key>` members. Raises RequestInvalid."""
+    given = _given()
+    metadata = {name.removeprefix(_METADATA): given.pop(name) for name in list(given) if name.startswith(_METADATA)}
+    return _validated(ConnectionQuery, given), metadata
+
+
+def _given() -> dict[str, Any]:
     repeated = {name: ["is given more than once"] for name, values in request.args.lists() if len(values) > 1}
     if repeated:
         raise RequestInvalid(repeated)
-    given = request.args.to_dict()
-    metadata = {name.removeprefix(_METADATA): given.pop(name) for name in list(given) if name.startswith(_METADATA)}
-    return _validated(ConnectionQuery, given), metadata
+    return request.args.to_dict()
 
 
 def _validated(model: type[_Taken], content: dict[str, Any]) -> _Taken:

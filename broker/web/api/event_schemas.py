@@ -1,0 +1,231 @@
+"""What the API takes and gives about events and webhook endpoints; the rules are those of `schemas`."""
+
+from __future__ import annotations
+
+from datetime import UTC
+from typing import Annotated, Any
+
+from pydantic import AwareDatetime, BaseModel, ConfigDict, Field
+
+from broker.events import MOST_ON_A_PAGE, EventFilters, EventType, EventView, as_told
+from broker.models import SendState
+from broker.secret import Secret
+from broker.web.api.schemas import Taken, Time
+from broker.webhook_endpoints import (
+    AttemptView,
+    DeliveryView,
+    EndpointChanges,
+    EndpointRequest,
+    EndpointView,
+)
+
+# JSON has no enumerations: a strict model would refuse the words that name them.
+_Types = Annotated[list[Annotated[EventType, Field(strict=False)]], Field(min_length=1)]
+
+
+class EventQuery(Taken):
+    """The query of GET /events."""
+
+    model_config = ConfigDict(strict=False)
+
+    type: EventType | None = None
+    connection: str | None = None
+    end_user: str | None = None
+    since: AwareDatetime | None = None
+    limit: Annotated[int, Field(ge=1, le=MOST_ON_A_PAGE)] = 50
+    cursor: str | None = None
+
+    def filters(self) -> EventFilters:
+        """Return what the use case takes."""
+        since = self.since.astimezone(UTC) if self.since else None
+        return EventFilters(type=self.type, connection=self.connection, end_user=self.end_user, since=since)
+
+
+class DeliveryQuery(Taken):
+    """The query of GET /webhook-endpoints/<id>/deliveries."""
+
+    model_config = ConfigDict(strict=False)
+
+    state: SendState | None = None
+    limit: Annotated[int, Field(ge=1, le=MOST_ON_A_PAGE)] = 50
+    cursor: str | None = None
+
+
+class EndpointBody(Taken):
+    """The body of POST /webhook-endpoints. Without `events` every event is sent."""
+
+    url: str
+    description: str = ""
+    events: _Types | None = None
+
+    def request(self) -> EndpointRequest:
+        """Return what the use case takes."""
+        types = None if self.events is None else tuple(self.events)
+        return EndpointRequest(url=self.url, description=self.description, types=types)
+
+
+class EndpointChangesBody(Taken):
+    """The body of PATCH /webhook-endpoints/<id>: what is left out stays; `events: null` means every event."""
+
+    url: str | None = None
+    description: str | None = None
+    events: _Types | None = None
+    enabled: bool | None = None
+
+    def changes(self) -> EndpointChanges:
+        """Return what the use case takes."""
+        types = tuple(self.events or ()) if "events" in self.model_fields_set else None
+        return EndpointChanges(url=self.url, description=self.description, types=types, enabled=self.enabled)
+
+
+class RotateBody(Taken):
+    """The body of POST /webhook-endpoints/<id>/rotate-secret; may be empty."""
+
+    # Seconds for which the secret before goes on signing too; a day unless told otherwise, at most a week.
+    previous_expires_in: int | None = None
+
+
+# --- answers ----------------------------------------------------------------------------------------
+
+
+class EventAnswer(BaseModel):
+    """One event, as it is in the body of a webhook too."""
+
+    id: str
+    type: str
+    timestamp: str
+    data: dict[str, Any]
+
+    @classmethod
+    def of(cls, event: EventView) -> EventAnswer:
+        """Return the answer for an event."""
+        return cls.model_validate(as_told(event))
+
+
+class EventsAnswer(BaseModel):
+    """A page of events, newest first."""
+
+    data: list[EventAnswer]
+    next_cursor: str | None
+
+
+class EndpointAnswer(BaseModel):
+    """A webhook endpoint."""
+
+    id: str
+    url: str
+    description: str
+    # Null means every event.
+    events: list[str] | None
+    enabled: bool
+    # Why it is not enabled: gone (it answered 410) or switched_off.
+    disabled_reason: str | None
+    disabled_at: Time | None
+    last_delivered_at: Time | None
+    # Since when it does not take the next event, why, and when that is tried again.
+    failing_since: Time | None
+    error: str | None
+    next_attempt_at: Time | None
+    # Events that wait their turn, and those given up after three days until they are sent again.
+    waiting: int
+    parked: int
+    previous_secret_expires_at: Time | None
+    created_at: Time
+    updated_at: Time
+
+    @classmethod
+    def of(cls, view: EndpointView) -> EndpointAnswer:
+        """Return the answer for an endpoint."""
+        return cls(**_members(view))
+
+
+class NewSecretAnswer(EndpointAnswer):
+    """A webhook endpoint with its new secret, which is never shown again."""
+
+    secret: str
+
+    @classmethod
+    def with_secret(cls, view: EndpointView, secret: Secret) -> NewSecretAnswer:
+        """Return the answer that shows a secret."""
+        return cls(**_members(view), secret=secret.reveal())
+
+
+def _members(view: EndpointView) -> dict[str, Any]:
+    return {
+        "id": view.id,
+        "url": view.url,
+        "description": view.description,
+        "events": None if view.types is None else list(view.types),
+        "enabled": view.disabled_at is None,
+        "disabled_reason": view.disabled_reason,
+        "disabled_at": view.disabled_at,
+        "last_delivered_at": view.delivered_at,
+        "failing_since": view.failing_since,
+        "error": view.error or None,
+        "next_attempt_at": view.next_attempt_at,
+        "waiting": view.waiting,
+        "parked": view.parked,
+        "previous_secret_expires_at": view.previous_secret_until,
+        "created_at": view.created_at,
+        "updated_at": view.updated_at,
+    }
+
+
+class EndpointsAnswer(BaseModel):
+    """Every webhook endpoint, oldest first."""
+
+    data: list[EndpointAnswer]
+
+
+class AttemptAnswer(BaseModel):
+    """One try to send one event. Without an HTTP status, `error` says why there was no answer."""
+
+    at: Time
+    status: int | None
+    error: str | None
+    duration_ms: int
+
+    @classmethod
+    def of(cls, view: AttemptView) -> AttemptAnswer:
+        """Return the answer for one try."""
+        return cls(at=view.at, status=view.status, error=view.error, duration_ms=view.duration_ms)
+
+
+class DeliveryAnswer(BaseModel):
+    """One event on its way to one endpoint: pending, delivered or parked."""
+
+    event: str
+    type: str
+    state: str
+    happened_at: Time
+    delivered_at: Time | None
+    attempts: int
+    last_attempt: AttemptAnswer | None
+
+    @classmethod
+    def of(cls, view: DeliveryView) -> DeliveryAnswer:
+        """Return the answer for a delivery."""
+        last = view.last_attempt
+        return cls(
+            event=view.event,
+            type=view.type,
+            state=view.state.value,
+            happened_at=view.happened_at,
+            delivered_at=view.delivered_at,
+            attempts=view.attempts,
+            last_attempt=AttemptAnswer.of(last) if last else None,
+        )
+
+
+class DeliveriesAnswer(BaseModel):
+    """A page of deliveries, newest first."""
+
+    data: list[DeliveryAnswer]
+    next_cursor: str | None
+
+
+class DeliveryDetailsAnswer(BaseModel):
+    """One delivery with its last hundred tries, newest first."""
+
+    delivery: DeliveryAnswer
+    attempts: list[AttemptAnswer]
