@@ -276,7 +276,7 @@ class Database:
         with self._locks.hold(key) as alone:
             yield alone
 
-    def alone(self, connection: Connection, purpose: int, *, wait: bool = False) -> bool:
+    def only_writer(self, connection: Connection, purpose: int, *, wait: bool = False) -> bool:
         """Be the only one at something, in all processes, until the caller's write ends; False when another is.
 
         `purpose` is any number that nothing else in the database uses; with `wait` the other is waited for. An

@@ -110,13 +110,13 @@ class Notifications:
             if connection.execute(new).first() is None:
                 return 0
         with self._database.write() as connection:
-            if not self._database.alone(connection, DISPATCHER):
+            if not self._database.only_writer(connection, DISPATCHER):
                 return 0
             return self._dispatch(connection)
 
     def dispatch_all(self, connection: Connection) -> None:
         """Queue all that happened, in the caller's transaction, for the endpoints there are before it changes them."""
-        self._database.alone(connection, DISPATCHER, wait=True)
+        self._database.only_writer(connection, DISPATCHER, wait=True)
         while self._dispatch(connection) == DISPATCHED_AT_ONCE:
             pass
 

@@ -12,8 +12,8 @@ from flask import Flask
 from flask.testing import FlaskClient
 from werkzeug.test import TestResponse
 
-from broker.app import create_app
 from broker.apikeys import ApiKeys
+from broker.app import create_app
 from tests.connecting import Bench, open_bench
 from tests.house import make_settings
 
