@@ -277,7 +277,7 @@ class Flows:
             if failure.verdict is not Verdict.RETRY:
                 raise
             log.warning("flow.resolve_later", flow=step.flow_ref, error=failure.code, detail=failure.detail)
-            self._journal.finish_soon(step)
+            self._journal.finish_soon(step, not_before=getattr(failure, "retry_after", None))
             return Onward(step.flow_ref)
 
     def _resolve(self, step: Step, app: OfferedApp, received: Received, wish: Wish) -> Onward:

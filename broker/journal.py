@@ -334,13 +334,15 @@ class FlowJournal:
         opened = self._vault.open(flow.grant_sealed, flow_binding(step.flow_ref))
         return Received(cast(dict[str, object], json.loads(opened)), flow.grant_received_at)
 
-    def finish_soon(self, step: Step) -> None:
+    def finish_soon(self, step: Step, *, not_before: float | None = None) -> None:
         """Let the worker go on from the sealed grant shortly: the visit that had it in hand has given up.
 
-        A database that is away changes nothing: the worker then comes when it would have come anyway.
+        `not_before` is in seconds, when the provider said so. A database that is away changes nothing: the worker
+        then comes when it would have come anyway.
         """
+        after = max(FINISH_SOON, timedelta(seconds=not_before or 0))
         with suppress(DatabaseUnavailable), self._database.write() as connection:
-            self._jobs.enqueue(connection, "finish", step.flow_id, after=FINISH_SOON)
+            self._jobs.enqueue(connection, "finish", step.flow_id, after=after)
 
     # --- waiting for the person ------------------------------------------------------------------------
 

@@ -390,6 +390,15 @@ def test_trouble_that_may_pass_leaves_the_flow_to_the_worker_who_completes_it(
     assert len(bench.calls(STRIPE_TOKEN)) == 1
 
 
+def test_the_worker_asks_no_sooner_than_the_provider_wants(bench: Bench) -> None:
+    bench.stripe()
+    bench.network.upsert("GET", STRIPE_ACCOUNT, status=429, headers={"Retry-After": "40"})
+    bench.connect()
+    (finishing,) = bench.jobs.unfinished()
+    assert finishing.due_at is not None
+    assert finishing.due_at >= only(bench).updated_at + timedelta(seconds=40)
+
+
 @pytest.mark.parametrize(
     ("answer", "failure"),
     [
