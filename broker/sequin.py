@@ -146,7 +146,7 @@ class Sequin:
         try:
             path = f"/v1/credentials/{_in_path(id)}"
             with self._watch(conclusive=True):
-                self._call("DELETE", path)
+                _require_deleted(self._call("DELETE", path), id)
         except SequinNotFound:
             return False
         return True
@@ -262,6 +262,16 @@ def _in_path(id: str) -> str:  # noqa: A002 - as above
     if not ID_FORM.fullmatch(id):
         raise SequinNotFound("not an id of Sequin's")
     return id
+
+
+def _require_deleted(answer: Answer, id: str) -> None:  # noqa: A002 - as above
+    """Raise SequinUnavailable unless the answer can mean that this credential is gone: a page of somebody else cannot.
+
+    What the answer looks like is not documented, so it may be empty and may leave anything out.
+    """
+    told = _object_or_none(answer.body, "DELETE") if answer.body.strip() else {}
+    if told is None or told.get("id", id) != id or told.get("deleted", True) is not True:
+        raise SequinUnavailable(f"DELETE /v1/credentials: HTTP {answer.status}, and not a word of its being deleted")
 
 
 # --- errors -------------------------------------------------------------------------------------------

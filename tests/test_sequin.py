@@ -224,6 +224,24 @@ def test_a_deletion_takes_any_success(sequin: Sequin, network: responses.Request
     assert sequin.delete_credential(ID) is True
 
 
+@pytest.mark.parametrize(
+    "answer",
+    [
+        {"body": "<!doctype html><h1>One moment, please</h1>"},
+        {"json": {"id": ID, "deleted": False}},
+        {"json": {"id": 12345, "deleted": "not a number"}},
+        {"json": {"id": "another"}},
+        {"json": []},
+    ],
+)
+def test_an_answer_that_cannot_mean_a_deletion_is_none(
+    sequin: Sequin, network: responses.RequestsMock, answer: Any
+) -> None:
+    network.delete(f"{API}/v1/credentials/{ID}", **answer)
+    with pytest.raises(SequinUnavailable):
+        sequin.delete_credential(ID)
+
+
 def test_deleting_what_is_gone_is_no_error(sequin: Sequin, network: responses.RequestsMock) -> None:
     network.delete(f"{API}/v1/credentials/{ID}", status=404, json={"summary": "not found"})
     assert sequin.delete_credential(ID) is False

@@ -29,6 +29,7 @@ SAMPLES: Mapping[str, Mapping[str, object]] = {
     "github.user": {"id": 1, "login": "sample", "type": "User", "name": "Sample"},
     "github.installations": {"total_count": 1, "installations": [{"id": 1}]},
     "github.memberships": {"state": "active", "role": "admin", "organization": {"login": "sample", "id": 2}},
+    "sequin.delete": {"id": "sample", "deleted": True},
     "sequin.list": {"data": [{"id": "sample"}]},
     "sequin.oauth_apps": {"data": [{"id": "sample"}]},
 }
