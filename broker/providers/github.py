@@ -162,7 +162,9 @@ def _compare_installation(app: OAuthApp, account: Account, call: Call, now: date
         raise ProviderRefused("GET /app/installations: 401, GitHub does not accept the private key")
     installation = read_object(answer, what="GET /app/installations")
     owner = installation.get("account")
-    if not isinstance(owner, dict) or str(owner.get("id")) != account.id:
+    if not isinstance(owner, dict):
+        raise UnusableAnswer("GET /app/installations: no account")
+    if str(owner.get("id")) != account.id:
         raise AccountNotPermitted("the installation belongs to another account")
     if installation.get("app_id") != _options(app).app_id:
         raise AccountNotPermitted("the installation belongs to another app")

@@ -203,10 +203,16 @@ def test_nobody_connects_somebody_elses_personal_account(github: GitHub) -> None
     assert isinstance(github.refused(), AccountNotPermitted)
 
 
-@pytest.mark.parametrize("account", [{"id": 999, "login": "acme", "type": "Organization"}, {}, None, "acme"])
+@pytest.mark.parametrize("account", [{"id": 999, "login": "acme", "type": "Organization"}, {}])
 def test_the_app_itself_must_see_the_same_owner(github: GitHub, account: Any) -> None:
     github.network.upsert("GET", OF_APP, json=ORG | {"account": account})
     assert isinstance(github.refused(), AccountNotPermitted)
+
+
+@pytest.mark.parametrize("account", [None, [], "acme", 400])
+def test_an_owner_that_cannot_be_read_is_not_the_persons_fault(github: GitHub, account: Any) -> None:
+    github.network.upsert("GET", OF_APP, json=ORG | {"account": account})
+    assert isinstance(github.refused(), UnusableAnswer)
 
 
 def test_the_app_itself_must_be_the_one_installed(github: GitHub) -> None:
