@@ -145,7 +145,7 @@ def lost(evidence: Evidence) -> Iterator[Violation]:
     for each in evidence.clients:
         if each.flow_shown and each.says(" is connected"):
             yield from _arrived(evidence, each)
-    redeemed = {code for code, entry in _exchanges(evidence) if entry["status"] == 200 and not entry["fault"]}
+    redeemed = {code for code, entry in _exchanges(evidence) if _good([entry])}
     first = {each.code: each for each in reversed(evidence.clients) if each.code in redeemed}
     for each in first.values():
         # The redirect that follows a good exchange acknowledges it, whether or not its page was ever seen. A reload
@@ -335,17 +335,21 @@ def _exchanges(evidence: Evidence) -> list[tuple[str, Row]]:
 
 
 def _latest_tokens(evidence: Evidence) -> dict[int, str | None]:
-    """Return, by connection, the token that its last flow was given: code and flow are tied by the browsers' log."""
+    """Return, by connection, the token that its last flow led to: code and flow are tied by the browsers' log."""
     codes = {_flow_in(each.location): each.code for each in evidence.clients if each.code and each.status == 303}
+    given = {code: json.loads(entry["response"]) for code, entry in _exchanges(evidence) if _good([entry])}
+    renewed = {}
+    for entry in _good(entry for entry in evidence.log if entry["path"] in TOKEN_PATHS):
+        if spent := parse_qs(entry["body"]).get("refresh_token"):
+            renewed[spent[0]] = json.loads(entry["response"])
     tokens = {}
-    for code, entry in _exchanges(evidence):
-        if entry["status"] == 200 and not entry["fault"]:
-            tokens[code] = json.loads(entry["response"]).get("access_token")
-    done = [flow for flow in evidence.flows.values() if flow["state"] == "done"]
-    # A last flow whose token nobody can name says nothing; it must not leave an older one standing.
-    return {
-        flow["connection_id"]: tokens.get(codes.get(flow["ref"]) or "") for flow in _by_time(done, "ended_at")
-    }  # fmt: skip
+    for flow in _by_time((flow for flow in evidence.flows.values() if flow["state"] == "done"), "ended_at"):
+        # A last flow whose token nobody can name says nothing; it must not leave an older one standing.
+        answer = given.get(codes.get(flow["ref"]) or "", {})
+        while (refresh_token := answer.get("refresh_token")) in renewed:
+            answer = renewed.pop(refresh_token)
+        tokens[flow["connection_id"]] = answer.get("access_token")
+    return tokens
 
 
 def _since(evidence: Evidence, exchange: Exchange) -> list[Row]:

@@ -28,11 +28,11 @@ from typing import Any
 import requests
 import sqlalchemy as sa
 
-from broker.db import Base, engine_options, prepare, table, upgrade
-from broker.models import ApiKey, Job, JobState, KeyCanary
+from broker.db import engine_options, prepare, table, upgrade
+from broker.models import Job, JobState
 from tests.databases import Databases, PostgresqlDatabases, SqliteDatabases, postgresql
 from tests.e2e.handoff_checker import Violation, gather, violations
-from tests.e2e.world import Witness, World, eventually, let_pass, move
+from tests.e2e.world import Witness, World, eventually, forget_everything, let_pass, move
 
 LEASE = timedelta(seconds=31)
 TRIES = 6
@@ -77,12 +77,7 @@ class DoomedWorld(World):
         self.control("reset")
         self.diary.write_text("")
         with self.engine.begin() as connection:
-            for each in reversed(Base.metadata.sorted_tables):
-                if each.name == Job.__tablename__:
-                    # The sweep for orphans stays scheduled: it is nobody's way.
-                    connection.execute(sa.delete(_jobs).where(_jobs.c.kind != "reconcile"))
-                elif each.name not in (ApiKey.__tablename__, KeyCanary.__tablename__):
-                    connection.execute(sa.delete(each))
+            forget_everything(connection)
 
     # --- killing -----------------------------------------------------------------------------------------
 

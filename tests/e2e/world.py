@@ -24,8 +24,8 @@ import requests
 import sqlalchemy as sa
 from dotenv import dotenv_values
 
-from broker.db import UtcDateTime, engine_options, prepare, table
-from broker.models import CleanUp, ConnectedAccount, Flow, FlowState, Job, JobState
+from broker.db import Base, UtcDateTime, engine_options, prepare, table
+from broker.models import ApiKey, CleanUp, ConnectedAccount, Flow, FlowState, Job, JobState, KeyCanary
 
 ROOT = Path(__file__).parents[2]
 START_SECONDS = 30.0
@@ -84,6 +84,16 @@ def move(connection: sa.Connection, column: sa.Column[Any], by: timedelta, which
     for key, moment in rows:
         connection.execute(sa.update(of).where(of.c.id == key).values({column: moment - by}))
     return len(rows)
+
+
+def forget_everything(connection: sa.Connection) -> None:
+    """Empty the database of people and what they did, as if nobody had ever been here; keys and schedules stay."""
+    jobs = table(Job)
+    for each in reversed(Base.metadata.sorted_tables):
+        if each is jobs:
+            connection.execute(sa.delete(jobs).where(jobs.c.kind != "reconcile"))
+        elif each.name not in (ApiKey.__tablename__, KeyCanary.__tablename__):
+            connection.execute(sa.delete(each))
 
 
 class Form(HTMLParser):
