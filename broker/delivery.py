@@ -184,8 +184,9 @@ class Deliveries:
                     .values(**values)
                 ).rowcount
                 if changed:
-                    what = EventType.IMPORTED if credential is not None else None
-                    events.changed(connection, row.id, at=now, what=what)
+                    # A renewed token goes the same way, and is nobody's news.
+                    news = credential is not None and (row.imported_at is None or row.credential_id != credential.id)
+                    events.changed(connection, row.id, at=now, what=EventType.IMPORTED if news else None)
             if credential is not None:
                 self._jobs.enqueue(connection, "verify", row.id, now=judged_at)
                 audit.record(

@@ -71,6 +71,15 @@ class EventPage:
     next_cursor: str | None
 
 
+# Built once: an import runs them each time, and building a statement costs more than running it.
+_AS_IT_STANDS = (
+    sa.select(_connections, _people.c.external_id)
+    .join(_people, _people.c.id == _connections.c.end_user_id)
+    .where(_connections.c.id == sa.bindparam("key"))
+)
+_ADD = sa.insert(_events)
+
+
 # --- writing ------------------------------------------------------------------------------------------
 
 
@@ -80,11 +89,7 @@ def changed(connection: Connection, connection_id: int, *, at: datetime, what: E
     `what` is the event that the change itself is, if it is one; what the new status means for the host is found
     out here.
     """
-    row = connection.execute(
-        sa.select(_connections, _people.c.external_id)
-        .join(_people, _people.c.id == _connections.c.end_user_id)
-        .where(_connections.c.id == connection_id)
-    ).one()
+    row = connection.execute(_AS_IT_STANDS, {"key": connection_id}).one()
     status = status_of(row, at)
     before = Status(row.attention) if row.attention else None
     after = attention_after(before, status)
@@ -126,7 +131,7 @@ def _add(
     connection: Connection, what: EventType, at: datetime, end_user: str, data: dict[str, Any], **about: str
 ) -> None:
     values = {"public_id": new_id("evt"), "type": what.value, "at": at, "end_user": end_user, "data": data, **about}
-    connection.execute(sa.insert(_events).values(**values))
+    connection.execute(_ADD, {"connection_ref": None, "flow_ref": None, **values})
 
 
 def _snapshot(row: Row[Any], status: Status) -> dict[str, Any]:

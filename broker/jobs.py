@@ -36,7 +36,9 @@ WAITED_FOR = ("finish", "import")
 """The kinds of work that a person may be waiting for: only these overtake."""
 COVERED_SECONDS = 20.0
 """A lease with this much left covers any one call (15 s) and recording how it went."""
-NEVER_GIVEN_UP = frozenset({"revoke", "remove", "discard", "verify", "reconcile", "purge", "refresh", "probe"})
+NEVER_GIVEN_UP = frozenset(
+    {"revoke", "remove", "discard", "verify", "reconcile", "purge", "refresh", "probe", "notify"}
+)
 """Kinds of work that somebody was promised, or that comes round for ever: however long they fail, they go on."""
 
 _jobs = table(Job)

@@ -23,7 +23,7 @@ from broker.db import Database, table
 from broker.errors import NetworkError, Unreadable
 from broker.events import EventView, as_told
 from broker.http import Address, Http, is_public, retry_after
-from broker.jobs import GIVE_UP_AFTER, LONGEST_RETRY_SECONDS, Done, Hold, Jobs, LeasedJob, Outcome, Retry
+from broker.jobs import GIVE_UP_AFTER, Done, Hold, Jobs, LeasedJob, Outcome, Retry
 from broker.models import Event, SendState, WebhookAttempt, WebhookDelivery, WebhookEndpoint, WebhookSecret
 from broker.secret import Secret
 from broker.settings import Settings
@@ -250,10 +250,8 @@ class Notifications:
         """Record a try in vain: the event stays first in its line, and comes again later."""
         is_gone = sent.status == GONE
         error = sent.error or ""
+        # The job itself is never given up: when an old event is parked, younger ones wait behind it.
         outcome: Outcome = Done() if is_gone else Retry(error, "", sent.not_before)
-        if not is_gone and self._jobs.gives_up(job, self._clock.now()):
-            # What is too old is parked below; the job itself never is, because younger events wait behind.
-            outcome = Hold(error, "", LONGEST_RETRY_SECONDS)
         with self._database.write() as connection:
             if not self._jobs.settle(connection, job, outcome):
                 return outcome

@@ -15,7 +15,7 @@ import sqlalchemy as sa
 import structlog
 from sqlalchemy.engine import Connection, Row
 
-from broker import audit
+from broker import audit, events
 from broker.apps import AppCatalogue, OfferedApp
 from broker.attach import grant_binding
 from broker.circuits import Circuits, app_circuit
@@ -202,6 +202,8 @@ class Probes:
                 .values(updated_at=now, probed_at=now, **values)
                 .returning(_connections.c.id)
             ).one_or_none()
+            if changed is not None:
+                events.changed(connection, row.id, at=now)
             if changed is not None and told is not None:
                 audit.record(
                     connection, at=now, actor_kind="provider", actor=row.provider, target=row.ref,
@@ -245,6 +247,7 @@ def mark_revoked(connection: Connection, row: Row[Any], *, jobs: Jobs, actor: st
         connection, at=now, actor_kind="provider", actor=actor, target=row.ref,
         action="connection.revoked_by_provider", detail={"found": why},
     )  # fmt: skip
+    events.changed(connection, row.id, at=now)
     return True
 
 

@@ -23,7 +23,7 @@ import sqlalchemy as sa
 import structlog
 from sqlalchemy.engine import Connection, Row
 
-from broker import audit
+from broker import audit, events
 from broker.apps import AppCatalogue, OfferedApp
 from broker.attach import grant_binding
 from broker.circuits import Circuits, app_circuit
@@ -214,21 +214,22 @@ class Refreshes:
         values: dict[str, object] = {
             "grant_sealed": sealed, "token_version": row.token_version + 1, "scopes": list(grant.scopes),
             "grant_expires_at": grant.expires_at, "refresh_expires_at": grant.refresh_expires_at,
-            "refreshing_since": None, "updated_at": self._clock.now(),
+            "refreshing_since": None,
         }  # fmt: skip
+        now = self._clock.now()
         live = _connections.c.disconnected_at.is_(None)
         with self._database.write() as connection:
             # Jobs before the connection, in everybody's order.
             self._jobs.enqueue(connection, "import", row.id)
             self._jobs.settle(connection, job, outcome)
-            if _changed(connection, row, live, values | _recovered()):
+            if _changed(connection, row, live, values | _recovered(), now):
                 return True
             connection.rollback()
         with self._database.write() as connection:
             # Disconnected meanwhile: what has just come to life has to be ended too.
             self._jobs.enqueue(connection, "revoke", row.id)
             self._jobs.settle(connection, job, Done())
-            if _changed(connection, row, sa.not_(live), values | {"revocation": CleanUp.PENDING.value}):
+            if _changed(connection, row, sa.not_(live), values | {"revocation": CleanUp.PENDING.value}, now):
                 return True
             connection.rollback()
         self._settle(job, Done())
@@ -254,7 +255,7 @@ class Refreshes:
         with self._database.write() as connection:
             self._jobs.settle(connection, job, outcome)
             if values:
-                _changed(connection, row, _connections.c.disconnected_at.is_(None), values | {"updated_at": now})
+                _changed(connection, row, _connections.c.disconnected_at.is_(None), values, now)
         log.warning("refresh.failed", connection=row.ref, error=failure.code, detail=failure.detail, sent=spent)
         return outcome
 
@@ -267,8 +268,8 @@ class Refreshes:
         with self._database.write() as connection:
             self._jobs.settle(connection, job, Done())
             live = _connections.c.disconnected_at.is_(None)
-            values = {column: now, "refreshing_since": None, "updated_at": now}
-            if not _changed(connection, row, live, values):
+            values = {column: now, "refreshing_since": None}
+            if not _changed(connection, row, live, values, now):
                 return Done()
             audit.record(
                 connection, at=now, actor_kind="worker", actor="refresh", target=row.ref,
@@ -295,16 +296,19 @@ def _refreshable(row: Row[Any]) -> bool:
 
 
 def _changed(
-    connection: Connection, row: Row[Any], which: sa.ColumnElement[bool], values: Mapping[str, object]
+    connection: Connection, row: Row[Any], which: sa.ColumnElement[bool], values: Mapping[str, object], now: datetime
 ) -> bool:
     """Change the connection if its token is still the one in `row`."""
     changed = connection.execute(
         sa.update(_connections)
         .where(_connections.c.id == row.id, _connections.c.token_version == row.token_version, which)
-        .values(**values)
+        .values(updated_at=now, **values)
         .returning(_connections.c.id)
     )
-    return changed.one_or_none() is not None
+    if changed.one_or_none() is None:
+        return False
+    events.changed(connection, row.id, at=now)
+    return True
 
 
 def _may_be_spent(failure: BrokerError) -> bool:
