@@ -71,15 +71,16 @@ class Host:
     def link(self, end_user: str, **more: Any) -> str:
         """Make a connect link and return its address."""
         person = {"id": end_user, "email": f"{end_user}@example.com"}
-        answer = self._ask("POST", "connect-links", json={"end_user": person, **more})
+        answer = self.api("POST", "connect-links", json={"end_user": person, **more})
         assert answer.status_code == 201, answer.text
         return str(answer.json()["url"])
 
     def connections(self, end_user: str) -> list[dict[str, Any]]:
         """Return a person's connections."""
-        return list(self._ask("GET", f"connections?end_user={end_user}").json()["data"])
+        return list(self.api("GET", f"connections?end_user={end_user}").json()["data"])
 
-    def _ask(self, method: str, what: str, **options: Any) -> requests.Response:
+    def api(self, method: str, what: str, **options: Any) -> requests.Response:
+        """Call the host API."""
         return requests.request(
             method, f"{self._world.url}/api/v1/{what}", headers={"Authorization": f"Bearer {self._key}"}, timeout=20,
             **options,

@@ -12,7 +12,7 @@ from playwright.sync_api import BrowserContext, Page, Request, Response, expect
 
 from tests.browser.conftest import Host
 from tests.browser.watch import Watch
-from tests.e2e.world import World, eventually
+from tests.e2e.world import World, eventually, free_port
 
 OPERATOR, PASSWORD = "operator@example.com", "a-password-that-is-long-enough"
 LONG_ADDRESS = "maximiliane.featherstonehaugh-cholmondeley@a-rather-long-company-name.example"
@@ -76,6 +76,12 @@ class Scene:
             expect(self.page.get_by_text("Everything is set up.")).to_be_visible()
             # The page looks again until the first check was made.
             expect(self.page.locator(".badge-ok")).to_have_text("Connected")
+
+    def webhook(self, url: str, description: str, **more: Any) -> str:
+        """Register an address that is told what happens, and return its id."""
+        answer = self.host.api("POST", "webhook-endpoints", json={"url": url, "description": description, **more})
+        assert answer.status_code == 201, answer.text
+        return str(answer.json()["id"])
 
     def sign_in(self) -> None:
         """Sign in as an operator."""
@@ -484,6 +490,33 @@ def ops_details_unknown(scene: Scene) -> None:
     scene.go("/ops/connections/0000-0000-0000")
     expect(scene.page.get_by_role("link", name="All connections")).to_be_visible()
     expect(scene.page.get_by_role("navigation", name="Console")).to_be_visible()
+
+
+@state("Webhook endpoints")
+def ops_webhooks(scene: Scene) -> None:
+    scene.webhook("https://hooks.example.com/in", "Billing", events=["connection.imported", "connection.disconnected"])
+    scene.sign_in()
+    scene.go("/ops/webhooks")
+    expect(scene.page.get_by_role("link", name="https://hooks.example.com/in").first).to_be_visible()
+
+
+@state("Warehouse")
+def ops_webhook_failing(scene: Scene) -> None:
+    endpoint = scene.webhook(f"http://127.0.0.1:{free_port()}/in", "Warehouse")
+    scene.connect()
+    scene.page.context.clear_cookies()
+    scene.sign_in()
+    eventually(lambda: scene.host.api("GET", f"webhook-endpoints/{endpoint}").json()["failing_since"])
+    scene.go(f"/ops/webhooks/{endpoint}")
+    expect(scene.page.get_by_text("unreachable").first).to_be_visible()
+
+
+@state("Reports", primary="Switch on")
+def ops_webhook_off(scene: Scene) -> None:
+    endpoint = scene.webhook("https://reports.example.com/in", "Reports")
+    scene.host.api("PATCH", f"webhook-endpoints/{endpoint}", json={"enabled": False})
+    scene.sign_in()
+    scene.go(f"/ops/webhooks/{endpoint}")
 
 
 def _ops_details(scene: Scene) -> None:

@@ -196,4 +196,4 @@ def test_a_worker_killed_while_sending_loses_nothing(world: World, host: Host, p
 def test_private_addresses_are_refused(world: World) -> None:
     answer = world.api("POST", "webhook-endpoints", json={"url": "https://169.254.169.254/latest/meta-data"})
     assert answer.status_code == 422
-    assert "not on the public internet" in answer.json()["fields"]["url"][0]
+    assert "not on the public internet" in answer.json()["errors"]["url"][0]

@@ -143,13 +143,13 @@ def test_an_endpoint_shows_its_secret_once(client: FlaskClient) -> None:
 )
 def test_a_body_that_says_nothing_known_is_refused(client: FlaskClient, body: dict[str, Any], field: str) -> None:
     problem = refused(client.post("/api/v1/webhook-endpoints", json=body), 422, "request_invalid")
-    assert field in problem["fields"]
+    assert field in problem["errors"]
 
 
 @pytest.mark.parametrize("url", ["https://10.0.0.1/", "http://hooks.example/", "nonsense", "https://[::1"])
 def test_an_address_that_may_not_be_told_is_refused(client: FlaskClient, url: str) -> None:
     problem = refused(client.post("/api/v1/webhook-endpoints", json={"url": url}), 422, "webhook_endpoint_invalid")
-    assert list(problem["fields"]) == ["url"]
+    assert list(problem["errors"]) == ["url"]
 
 
 def test_an_endpoint_is_changed_switched_off_and_on(client: FlaskClient) -> None:

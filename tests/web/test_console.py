@@ -75,6 +75,7 @@ def console_rules(app: Flask) -> list[tuple[str, str, str]]:
     for rule in app.url_map.iter_rules():
         if rule.rule.startswith("/ops"):
             path = rule.rule.replace("<ref>", "AAAA-BBBB-CCCC")
+            path = path.replace("<public_id>", "whe_x").replace("<event_id>", "evt_x")
             found += [(method, path, rule.endpoint) for method in (rule.methods or set()) - {"HEAD", "OPTIONS"}]
     return found
 

@@ -12,7 +12,7 @@ from broker.errors import Refused
 from broker.models import Role
 from broker.sessions import SignedInOperator
 from broker.web import cookies, services
-from broker.web.console import connections, providers, sign_in
+from broker.web.console import connections, providers, sign_in, webhooks
 
 blueprint = Blueprint("console", __name__, url_prefix="/ops")
 blueprint.add_url_rule("/sign-in", view_func=sign_in.show_sign_in, methods=["GET"])
@@ -26,6 +26,17 @@ blueprint.add_url_rule("/connections/<ref>/retry", view_func=connections.retry_c
 blueprint.add_url_rule("/connections/<ref>/disconnect", view_func=connections.confirm_disconnect, methods=["GET"])
 blueprint.add_url_rule("/connections/<ref>/disconnect", view_func=connections.disconnect, methods=["POST"])
 blueprint.add_url_rule("/providers", view_func=providers.show_providers, methods=["GET"])
+blueprint.add_url_rule("/webhooks", "list_webhook_endpoints", webhooks.list_endpoints, methods=["GET"])
+blueprint.add_url_rule("/webhooks/<public_id>", "show_webhook_endpoint", webhooks.show_endpoint, methods=["GET"])
+blueprint.add_url_rule(
+    "/webhooks/<public_id>/enable", "enable_webhook_endpoint", webhooks.enable_endpoint, methods=["POST"]
+)
+blueprint.add_url_rule(
+    "/webhooks/<public_id>/resend-parked", "resend_parked_webhooks", webhooks.resend_parked, methods=["POST"]
+)
+blueprint.add_url_rule(
+    "/webhooks/<public_id>/deliveries/<event_id>/resend", "resend_webhook", webhooks.resend_delivery, methods=["POST"]
+)
 
 OPEN = frozenset({"console.show_sign_in", "console.do_sign_in"})
 """Endpoints for people who are not signed in."""
@@ -37,6 +48,11 @@ ROLES: Mapping[str, Role] = MappingProxyType(
         "console.list_connections": Role.VIEWER,
         "console.show_connection": Role.VIEWER,
         "console.show_providers": Role.VIEWER,
+        "console.list_webhook_endpoints": Role.VIEWER,
+        "console.show_webhook_endpoint": Role.VIEWER,
+        "console.enable_webhook_endpoint": Role.OPERATOR,
+        "console.resend_parked_webhooks": Role.OPERATOR,
+        "console.resend_webhook": Role.OPERATOR,
         "console.check_connection": Role.OPERATOR,
         "console.retry_connection": Role.OPERATOR,
         "console.confirm_disconnect": Role.OPERATOR,
