@@ -410,7 +410,7 @@ class Connections:
             failing_since=row.failing_since,
             refresh_expires_at=row.refresh_expires_at if row.holds_grant else None,
             manage_url=self._manage_url(row),
-            steps=steps_of(row, failing_since=row.import_failing_since),
+            steps=steps_of(row, failing_since=row.import_failing_since, awaits_approval=row.account_id is None),
         )
 
     def _health_notes(self, row: _Row) -> tuple[str, ...]:

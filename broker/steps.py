@@ -6,11 +6,14 @@ Worked out here and nowhere else, so that pages, the API and the command line ca
 from __future__ import annotations
 
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import datetime, timedelta
 from enum import StrEnum
 from typing import Protocol
 
 from broker.models import ImportState
+
+CLOCKS_AGREE_WITHIN = timedelta(minutes=1)
+"""A check that is older than the last import by more than this speaks of what was imported before."""
 
 
 class StepName(StrEnum):
@@ -118,6 +121,9 @@ def _verified(row: HandOffFacts) -> Step:
         return Step(StepName.VERIFIED, StepState.WAITING, None)
     if row.drift is not None:
         return Step(StepName.VERIFIED, StepState.FAILED, row.drifted_at, row.drift)
-    if row.verified_at is not None:
+    is_current = row.verified_at is not None and (
+        row.imported_at is None or row.verified_at >= row.imported_at - CLOCKS_AGREE_WITHIN
+    )
+    if is_current:
         return Step(StepName.VERIFIED, StepState.DONE, row.verified_at)
     return Step(StepName.VERIFIED, StepState.WAITING, None)

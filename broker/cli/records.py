@@ -236,8 +236,11 @@ def show_connection(ref: str, *, as_json: bool) -> None:
     if as_json:
         say_json(answer)
         return
+    steps = answer.pop("steps")
     for name, value in answer.items():
         click.echo(f"{name:12} {value}")
+    for step in steps:
+        click.echo(f"{step['name']:12} {step['state']:8} {step['at'] or ''}".rstrip())
     click.echo(f"{'cure':12} {found.operator_note}")
 
 

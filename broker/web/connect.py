@@ -170,7 +170,9 @@ def _onward(onward: Onward) -> BaseResponse:
 
 
 def _stage(page: FlowPage) -> str:
-    return f"{page.state}/{page.hold or ''}/{page.connection.status if page.connection else ''}"
+    connection = page.connection
+    steps = ",".join(step.state for step in connection.steps) if connection else ""
+    return f"{page.state}/{page.hold or ''}/{connection.status if connection else ''}/{steps}"
 
 
 def _sign_in(response: BaseResponse, page: FlowPage, *, life: timedelta) -> None:

@@ -12,8 +12,10 @@ from zlib import crc32
 from flask import Flask, url_for
 from werkzeug.wrappers import Response
 
+from broker.connections import ConnectionView
 from broker.settings import Settings
 from broker.status import Status
+from broker.steps import Step, StepName, StepState
 from broker.web.outcome import opening
 
 TINTS = 6
@@ -48,12 +50,75 @@ STATUS_WORDS = {
 }
 
 
+@dataclass(frozen=True)
+class StepWords:
+    """How one step reads: its name, where it stands, its colour, and the shape that stands for the colour."""
+
+    name: str
+    state: str
+    tone: str
+    icon: str
+    # What comes before the time; empty where the time says it all.
+    since: str = ""
+
+
+STEP_SHAPES = {
+    StepState.DONE: ("ok", "tick"),
+    StepState.WAITING: ("neutral", "clock"),
+    StepState.FAILED: ("bad", "alert"),
+}
+STEP_NAMES = {
+    StepName.CONNECTED: "Connected",
+    StepName.SEALED: "Sealed",
+    StepName.IMPORTED: "Imported",
+    StepName.VERIFIED: "Verified",
+}
+STEP_SENTENCES = {
+    (StepName.CONNECTED, StepState.DONE): "Your permission from {provider} has arrived.",
+    (StepName.IMPORTED, StepState.DONE): "{product} has received it.",
+    (StepName.IMPORTED, StepState.WAITING): "This takes a minute or two.",
+    (StepName.IMPORTED, StepState.FAILED): "This takes longer than usual. You do not need to do anything.",
+    (StepName.VERIFIED, StepState.DONE): "We looked, and it is as it should be.",
+    (StepName.VERIFIED, StepState.WAITING): "We look as soon as it is imported.",
+    (StepName.VERIFIED, StepState.FAILED): "We looked, and it is no longer as it should be.",
+}
+"""What each step says to the person whose account it is."""
+SEALED_SENTENCES = {
+    True: "It is kept encrypted.",
+    False: "It was kept encrypted, and erased here once it was no longer needed.",
+}
+
+
+def step_words(step: Step) -> StepWords:
+    """Return how a step reads. What was not reached says so in words, not by its colour."""
+    tone, icon = STEP_SHAPES[step.state]
+    if step.state is StepState.DONE:
+        return StepWords(STEP_NAMES[step.name], "", tone, icon)
+    if step.state is StepState.WAITING:
+        return StepWords(STEP_NAMES[step.name], "not yet", tone, icon)
+    if step.name is StepName.IMPORTED:
+        # For the person this is somebody else's to mend; a later try may well succeed.
+        return StepWords(STEP_NAMES[step.name], "not yet", "warn", icon, "failing since")
+    return StepWords(STEP_NAMES[step.name], "failed", tone, icon, "since")
+
+
+def step_sentence(step: Step, connection: ConnectionView) -> str:
+    """Return what a step says to the person; {product} is left for the template."""
+    if step.name is StepName.SEALED:
+        return SEALED_SENTENCES[connection.holds_grant]
+    return STEP_SENTENCES.get((step.name, step.state), "").replace("{provider}", connection.provider_title)
+
+
 def init_app(app: Flask, settings: Settings) -> None:
     """Teach the templates of `app`."""
     env = app.jinja_env
     env.trim_blocks = env.lstrip_blocks = True
     env.globals["asset"] = _asset(Path(app.static_folder or "."))
     env.globals["status_words"] = lambda status: STATUS_WORDS[Status(status)]
+    env.globals["step_words"] = step_words
+    env.globals["step_sentence"] = lambda step, connection: step_sentence(step, connection).replace(
+        "{product}", opening(settings.branding.name)
+    )
     env.filters["when"] = when
     env.filters["iso"] = iso
     env.filters["tint"] = tint

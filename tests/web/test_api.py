@@ -315,6 +315,12 @@ def test_a_connection_reads_as_promised(house: House, client: FlaskClient, key: 
             "imported_at": "2026-11-20T10:00:00Z",
             "verified_at": None,
         },
+        "steps": [
+            {"name": "connected", "state": "done", "at": "2026-11-20T10:00:00Z"},
+            {"name": "sealed", "state": "done", "at": "2026-11-20T10:00:00Z"},
+            {"name": "imported", "state": "done", "at": "2026-11-20T10:00:00Z"},
+            {"name": "verified", "state": "waiting", "at": None},
+        ],
         "metadata": {"plan": "pro"},
         "created_at": "2026-11-20T10:00:00Z",
         "updated_at": "2026-11-20T10:00:00Z",

@@ -245,6 +245,14 @@ class SequinAnswer(BaseModel):
     verified_at: Time | None
 
 
+class StepAnswer(BaseModel):
+    """One step on the way into Sequin; `at` is when it was taken, or since when it fails, and null until then."""
+
+    name: str
+    state: str
+    at: Time | None
+
+
 class ConnectionAnswer(BaseModel):
     """A connection."""
 
@@ -259,6 +267,8 @@ class ConnectionAnswer(BaseModel):
     note: str
     health: HealthAnswer
     sequin: SequinAnswer
+    # In their order; empty once the connection has ended.
+    steps: list[StepAnswer]
     metadata: dict[str, Any]
     created_at: Time
     updated_at: Time
@@ -288,6 +298,7 @@ class ConnectionAnswer(BaseModel):
                 imported_at=hand_off.imported_at,
                 verified_at=hand_off.verified_at,
             ),
+            steps=[StepAnswer(name=step.name.value, state=step.state.value, at=step.at) for step in view.steps],
             metadata=dict(view.metadata),
             created_at=view.created_at,
             updated_at=view.updated_at,
