@@ -9,13 +9,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import responses
 import sqlalchemy as sa
 from flask import Flask
 from flask.testing import FlaskClient
 from werkzeug.test import TestResponse
 
 from broker.app import create_app
-from broker.models import ImportState, Job, JobState, Role
+from broker.models import ImportState, Job, JobState, Orphan, Role
 from broker.operators import Operators
 from broker.secret import Secret
 from broker.web.console import OPEN, ROLES
@@ -74,7 +75,7 @@ def console_rules(app: Flask) -> list[tuple[str, str, str]]:
     found = []
     for rule in app.url_map.iter_rules():
         if rule.rule.startswith("/ops"):
-            path = rule.rule.replace("<ref>", "AAAA-BBBB-CCCC")
+            path = rule.rule.replace("<ref>", "AAAA-BBBB-CCCC").replace("<credential_id>", "crd_1")
             path = path.replace("<public_id>", "whe_x").replace("<event_id>", "evt_x")
             found += [(method, path, rule.endpoint) for method in (rule.methods or set()) - {"HEAD", "OPTIONS"}]
     return found
@@ -454,3 +455,68 @@ def test_an_unknown_connection_is_not_found(app: Flask, operators: Operators, re
     client = signed_in(app, operators)
     assert client.get(f"/ops/connections/{ref}").status_code == 404
     assert client.get(f"/ops/connections/{ref}/disconnect").status_code == 404
+
+
+# --- orphans ----------------------------------------------------------------------------------------
+
+
+def an_orphan(house: House, credential: str = "crd_1", ref: str = "AAAA-BBBB-CCCC") -> None:
+    now = house.clock.now()
+    house.run(
+        sa.insert(Orphan).values(
+            credential_id=credential, kind="stripe_oauth2", claimed_ref=ref, found_at=now, seen_at=now
+        )
+    )
+
+
+def test_orphans_are_listed_with_what_they_claim(house: House, app: Flask, operators: Operators) -> None:
+    client = signed_in(app, operators)
+    assert "No orphans" in text_of(client.get("/ops/orphans"))
+    an_orphan(house, "crd_<b>")
+    page = client.get("/ops/orphans").get_data(as_text=True)
+    assert "crd_&lt;b&gt;" in page
+    assert "AAAA-BBBB-CCCC" in page
+    assert "Delete in Sequin" in page
+
+
+def test_a_viewer_sees_orphans_and_no_button(house: House, app: Flask, operators: Operators) -> None:
+    an_orphan(house)
+    page = text_of(signed_in(app, operators, Role.VIEWER).get("/ops/orphans"))
+    assert "crd_1" in page
+    assert "Delete in Sequin" not in page
+
+
+def test_one_click_deletes_an_orphan_in_sequin(house: House, app: Flask, operators: Operators) -> None:
+    an_orphan(house)
+    client = signed_in(app, operators)
+    csrf = csrf_of(client.get("/ops/orphans"))
+    with responses.RequestsMock() as network:
+        network.add("DELETE", "http://localhost:8100/sequin/v1/credentials/crd_1", json={"id": "crd_1"})
+        answer = client.post("/ops/orphans/crd_1/forget", data={"csrf_token": csrf}, follow_redirects=True)
+    assert "Deleted in Sequin." in text_of(answer)
+    assert "No orphans" in text_of(answer)
+    assert ("operator", "operator@example.com", "orphan.forgotten", "crd_1") in house.audited()
+
+
+def test_one_that_a_connection_owns_by_now_is_never_deleted(house: House, app: Flask, operators: Operators) -> None:
+    an_orphan(house)
+    house.connection(house.end_user("user-1"), credential_id="crd_1")
+    client = signed_in(app, operators)
+    csrf = csrf_of(client.get("/ops/orphans"))
+    with responses.RequestsMock():
+        answer = client.post("/ops/orphans/crd_1/forget", data={"csrf_token": csrf})
+    assert answer.status_code == 404
+    assert "It may have been dealt with already" in text_of(answer)
+
+
+def test_when_sequin_does_not_delete_it_the_page_says_so_and_it_stays(
+    house: House, app: Flask, operators: Operators
+) -> None:
+    an_orphan(house)
+    client = signed_in(app, operators)
+    csrf = csrf_of(client.get("/ops/orphans"))
+    with responses.RequestsMock() as network:
+        network.add("DELETE", "http://localhost:8100/sequin/v1/credentials/crd_1", status=503)
+        answer = client.post("/ops/orphans/crd_1/forget", data={"csrf_token": csrf})
+    assert answer.status_code == 502
+    assert "crd_1" in text_of(client.get("/ops/orphans"))

@@ -12,7 +12,7 @@ from broker.errors import Refused
 from broker.models import Role
 from broker.sessions import SignedInOperator
 from broker.web import cookies, services
-from broker.web.console import connections, providers, sign_in, webhooks
+from broker.web.console import connections, orphans, providers, sign_in, webhooks
 
 blueprint = Blueprint("console", __name__, url_prefix="/ops")
 blueprint.add_url_rule("/sign-in", view_func=sign_in.show_sign_in, methods=["GET"])
@@ -25,6 +25,8 @@ blueprint.add_url_rule("/connections/<ref>/check", view_func=connections.check_c
 blueprint.add_url_rule("/connections/<ref>/retry", view_func=connections.retry_connection, methods=["POST"])
 blueprint.add_url_rule("/connections/<ref>/disconnect", view_func=connections.confirm_disconnect, methods=["GET"])
 blueprint.add_url_rule("/connections/<ref>/disconnect", view_func=connections.disconnect, methods=["POST"])
+blueprint.add_url_rule("/orphans", view_func=orphans.list_orphans, methods=["GET"])
+blueprint.add_url_rule("/orphans/<credential_id>/forget", view_func=orphans.forget_orphan, methods=["POST"])
 blueprint.add_url_rule("/providers", view_func=providers.show_providers, methods=["GET"])
 blueprint.add_url_rule("/webhooks", "list_webhook_endpoints", webhooks.list_endpoints, methods=["GET"])
 blueprint.add_url_rule("/webhooks/<public_id>", "show_webhook_endpoint", webhooks.show_endpoint, methods=["GET"])
@@ -47,6 +49,7 @@ ROLES: Mapping[str, Role] = MappingProxyType(
         "console.home": Role.VIEWER,
         "console.list_connections": Role.VIEWER,
         "console.show_connection": Role.VIEWER,
+        "console.list_orphans": Role.VIEWER,
         "console.show_providers": Role.VIEWER,
         "console.list_webhook_endpoints": Role.VIEWER,
         "console.show_webhook_endpoint": Role.VIEWER,
@@ -57,6 +60,7 @@ ROLES: Mapping[str, Role] = MappingProxyType(
         "console.retry_connection": Role.OPERATOR,
         "console.confirm_disconnect": Role.OPERATOR,
         "console.disconnect": Role.OPERATOR,
+        "console.forget_orphan": Role.OPERATOR,
     }
 )
 """The least role each endpoint asks for. An endpoint in neither table is refused to everybody."""
