@@ -41,6 +41,7 @@ from broker.operators import Operators
 from broker.probes import Probes
 from broker.providers import discover
 from broker.providers.base import Provider
+from broker.purge import Purge
 from broker.reconciliation import Reconciliation
 from broker.refresh import Refreshes
 from broker.secret import digest
@@ -136,6 +137,7 @@ def build_services(
     key_ring = KeyRing(database, vault, clock)
     connections = Connections(database, clock, apps, jobs)
     notifications = Notifications(database=database, clock=clock, vault=vault, http=outward, jobs=jobs)
+    sessions = Sessions(database, clock)
     lifetime = timedelta(minutes=settings.flow_minutes)
     journal = FlowJournal(database=database, clock=clock, apps=apps, vault=vault, jobs=jobs, lifetime=lifetime)
     return Services(
@@ -156,6 +158,9 @@ def build_services(
         deliveries=Deliveries(
             database=database, clock=clock, apps=apps, vault=vault, sequin=sequin,
             match=match, jobs=jobs,
+        ),
+        purge=Purge(
+            database=database, clock=clock, jobs=jobs, sessions=sessions, retention=settings.retention
         ),
         reconciliation=Reconciliation(database=database, clock=clock, sequin=sequin, jobs=jobs),
         verifications=Verifications(
@@ -181,7 +186,7 @@ def build_services(
         ),
         jobs=jobs,
         operators=Operators(database, clock),
-        sessions=Sessions(database, clock),
+        sessions=sessions,
         timeline=Timeline(database),
         events=Events(database),
         notifications=notifications,

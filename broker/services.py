@@ -25,6 +25,7 @@ from broker.matching import OAuthApps
 from broker.notifications import Notifications
 from broker.operators import Operators
 from broker.probes import Probes
+from broker.purge import Purge
 from broker.reconciliation import Reconciliation
 from broker.refresh import Refreshes
 from broker.sequin import Sequin
@@ -57,6 +58,7 @@ class Services:
     disconnections: Disconnections
     discards: Discards
     reconciliation: Reconciliation
+    purge: Purge
     sequin: Sequin
     circuits: Circuits
     oauth_apps: OAuthApps

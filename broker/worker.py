@@ -20,6 +20,7 @@ from broker.jobs import Done, Jobs, LeasedJob, Outcome, Retry
 from broker.journal import FlowJournal
 from broker.notifications import NOTIFY, Notifications
 from broker.probes import Probes
+from broker.purge import Purge
 from broker.reconciliation import Reconciliation
 from broker.refresh import Refreshes
 from broker.verification import Verifications
@@ -54,13 +55,10 @@ class Worker:
         notifications: Notifications,
         circuits: Circuits,
         knock: Callable[[], object],
-        purge: Callable[[], object],
+        purge: Purge,
         threads: int,
     ) -> None:
-        """`knock` asks Sequin anything at all: what looks whether it is back when no job can.
-
-        `purge` forgets sessions whose time is over.
-        """
+        """`knock` asks Sequin anything at all: what looks whether it is back when no job can."""
         self._circuits = circuits
         self._knock = knock
         self._database = database
@@ -91,6 +89,7 @@ class Worker:
             "remove": disconnections.run_remove,
             "discard": discards.run,
             "reconcile": reconciliation.run,
+            "purge": purge.run,
             "finish": self._finish,
         }
         # Who else has to know that a job failed in a way nobody foresaw.
@@ -210,6 +209,6 @@ class Worker:
                 self._swept = time.monotonic()
                 self._journal.sweep()
                 self._reconciliation.schedule()
-                self._purge()
+                self._purge.schedule()
         finally:
             self._sweeping.release()

@@ -23,6 +23,7 @@ COMMANDS: Mapping[str, str] = MappingProxyType(
         "demo": "rehearsal",
         "sandbox": "rehearsal",
         "doctor": "doctor",
+        "purge": "purge",
         "apps": "apps",
         "apikey": "records",
         "operator": "records",

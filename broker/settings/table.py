@@ -214,14 +214,14 @@ CONFIG_SETTINGS: tuple[Setting, ...] = (
     ),
     Setting(
         "retention.audit_days",
-        "How long the audit trail is kept.",
+        "How long the audit trail, and which webhooks were received, is kept.",
         values.whole(1, 36_500),
         default=str(Retention.audit_days),
         example="400",
     ),
     Setting(
         "retention.flow_days",
-        "How long finished attempts to connect are kept.",
+        "How long finished attempts to connect, their links and other finished work are kept.",
         values.whole(1, 3_650),
         default=str(Retention.flow_days),
         example="30",

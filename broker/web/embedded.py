@@ -58,7 +58,7 @@ def build_worker(services: Services, threads: int) -> Worker:
         notifications=services.notifications,
         circuits=services.circuits,
         knock=services.sequin.survey,
-        purge=services.sessions.purge,
+        purge=services.purge,
         threads=threads,
     )
 
