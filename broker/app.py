@@ -39,6 +39,7 @@ from broker.notifications import Notifications, may_be_told
 from broker.oauth import OAuth
 from broker.operators import Operators
 from broker.probes import Probes
+from broker.provider_events import ProviderEvents
 from broker.providers import discover
 from broker.providers.base import Provider
 from broker.purge import Purge
@@ -57,6 +58,7 @@ from broker.web.api import blueprint as api
 from broker.web.connect import blueprint as connect
 from broker.web.connections import blueprint as connections
 from broker.web.console import blueprint as console
+from broker.web.hooks import blueprint as hooks
 from broker.web.ops import blueprint as ops
 from broker.webhook_endpoints import WebhookEndpoints
 
@@ -81,7 +83,7 @@ def create_app(settings: Settings | None = None, *, clock: Clock | None = None, 
     app.extensions["broker"] = services
     init_web(app, settings)
     embedded.init_app(app, services)
-    for blueprint in (connect, connections, console, api, ops):
+    for blueprint in (connect, connections, console, api, hooks, ops):
         app.register_blueprint(blueprint)
     limits.init_app(app, settings)
     # For `flask --app wsgi …`; there `db` is Flask-Migrate's, which comes first.
@@ -139,6 +141,7 @@ def build_services(
     notifications = Notifications(database=database, clock=clock, vault=vault, http=outward, jobs=jobs)
     sessions = Sessions(database, clock)
     lifetime = timedelta(minutes=settings.flow_minutes)
+    provider_events = ProviderEvents(database=database, clock=clock, apps=apps, jobs=jobs)
     journal = FlowJournal(database=database, clock=clock, apps=apps, vault=vault, jobs=jobs, lifetime=lifetime)
     return Services(
         settings=settings,
@@ -169,6 +172,7 @@ def build_services(
         refreshes=Refreshes(
             database=database, clock=clock, apps=apps, vault=vault, oauth=oauth, circuits=circuits, jobs=jobs
         ),
+        provider_events=provider_events,
         probes=Probes(database=database, clock=clock, apps=apps, vault=vault, http=http, circuits=circuits, jobs=jobs),
         disconnections=Disconnections(
             database=database, clock=clock, apps=apps, vault=vault, http=http, sequin=sequin, jobs=jobs,
@@ -182,7 +186,7 @@ def build_services(
         oauth_apps=OAuthApps(database=database, apps=apps, sequin=sequin, match=match, jobs=jobs),
         doctor=Doctor(
             settings=settings, clock=clock, database=database, apps=apps, jobs=jobs, circuits=circuits,
-            key_ring=key_ring, sequin=sequin, http=http,
+            key_ring=key_ring, sequin=sequin, http=http, provider_events=provider_events,
         ),
         jobs=jobs,
         operators=Operators(database, clock),

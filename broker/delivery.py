@@ -85,7 +85,7 @@ class Deliveries:
     def run(self, job: LeasedJob) -> Outcome:
         """Import the connection a job speaks of, record the outcome with the job, and return it."""
         row = connected_row(self._database, job.subject_id)
-        if row is None or row.disconnected_at is not None:
+        if row is None or (row.disconnected_at or row.revoked_at) is not None:
             return self._record(job, row, Done(), None, None)
         try:
             sending = self._prepare(row)
@@ -111,7 +111,8 @@ class Deliveries:
 
         False when somebody else has the job, or when the connection was ended meanwhile, which takes the job back.
         """
-        query = sa.select(_connections.c.disconnected_at).where(_connections.c.id == row.id)
+        ended = sa.func.coalesce(_connections.c.disconnected_at, _connections.c.revoked_at)
+        query = sa.select(ended).where(_connections.c.id == row.id)
         with self._database.read() as connection:
             is_covered = self._jobs.covers(connection, job)
             ended_at = connection.execute(query).scalar_one_or_none()

@@ -26,7 +26,9 @@ from broker.http import Deadline, Http
 from broker.jobs import Jobs
 from broker.keyring import KeyRing
 from broker.matching import AppMatch, MatchState, compare, unanswered
-from broker.providers.base import calls_within
+from broker.models import ConnectedAccount, ImportState
+from broker.provider_events import ProviderEvents
+from broker.providers.base import GrantIncomplete, calls_within
 from broker.sequin import Sequin, SequinOAuthApp
 from broker.settings import Settings
 
@@ -70,7 +72,7 @@ class Address:
 
     app: str
     title: str
-    # callback or setup.
+    # callback, setup or webhook.
     what: str
     address: str
 
@@ -154,6 +156,7 @@ class Doctor:
         key_ring: KeyRing,
         sequin: Sequin,
         http: Http,
+        provider_events: ProviderEvents,
     ) -> None:
         self._settings = settings
         self._clock = clock
@@ -164,6 +167,7 @@ class Doctor:
         self._key_ring = key_ring
         self._sequin = sequin
         self._http = http
+        self._provider_events = provider_events
 
     def examine(self, seen: Seen | None = None) -> Report:
         """Make every check; takes as long as the slowest, and never longer than the deadline."""
@@ -197,6 +201,8 @@ class Doctor:
         yield "circuits", None, self._about_circuits
         for app in self._apps:
             yield "client", app.key, lambda app=app: self._about_client(app)  # type: ignore[misc]
+            yield "webhook", app.key, lambda app=app: self._about_webhook(app)  # type: ignore[misc]
+            yield "grants", app.key, lambda app=app: self._about_grants(app)  # type: ignore[misc]
             yield "provider", app.key, lambda app=app: self._about_provider(app)  # type: ignore[misc]
 
     def _outcome(self, name: str, key: str | None, task: _Task[list[Check]], deadline: Deadline) -> list[Check]:
@@ -253,6 +259,8 @@ class Doctor:
             yield Address(app.key, app.title, "callback", self._settings.callback_url(app.key))
             if app.provider.install_url is not None:
                 yield Address(app.key, app.title, "setup", self._settings.setup_url(app.key))
+            if app.provider.webhook is not None:
+                yield Address(app.key, app.title, "webhook", self._settings.hook_url(app.key))
 
     def _about_database(self) -> Iterator[Check]:
         began = perf_counter()
@@ -332,6 +340,33 @@ class Doctor:
         if not app.provider.kind_documented:
             sentence = f"Sequin documents no kind for {app.title}; {app.provider.kind} is an assumption."
             yield Check("kind", State.WARN, sentence, "Ask Sequin, and set kind and properties as it says.", app.key)
+
+    def _about_webhook(self, app: OfferedApp) -> Iterator[Check]:
+        if app.provider.webhook is None:
+            return
+        if not app.config.webhook_secrets:
+            sentence = f"No webhook secret: what happens at {app.title} shows only when it is asked, once a day."
+            fix = f"Register {self._settings.hook_url(app.key)} at {app.title} and set the secret it shows for it."
+            yield Check("webhook", State.WARN, sentence, fix, app.key)
+            return
+        count = len(app.config.webhook_secrets)
+        said = "The webhook secret is set" if count == 1 else f"{count} webhook secrets are set"
+        last = self._provider_events.last_received(app.key)
+        when = f"the last event arrived on {last:%d %b at %H:%M} UTC" if last else "no event has arrived in a month"
+        yield Check("webhook", State.PASS, f"{said}; {when}.", app=app.key)
+
+    def _about_grants(self, app: OfferedApp) -> Iterator[Check]:
+        """Tell why imports are parked because of what the provider grants: nothing but this setting mends that."""
+        row = ConnectedAccount
+        query = sa.select(sa.func.count(), sa.func.max(row.import_error_detail)).where(
+            row.app_key == app.key, row.import_error == GrantIncomplete.code, row.disconnected_at.is_(None),
+            row.import_state == ImportState.PARKED,
+        )  # fmt: skip
+        with self._database.read() as connection:
+            count, detail = connection.execute(query).one()
+        if count:
+            told = f"{count} connections cannot be imported. {_sentence(detail or '')}"
+            yield Check("grants", State.FAIL, told, GrantIncomplete.cure, app.key)
 
     def _about_provider(self, app: OfferedApp) -> Iterator[Check]:
         if app.provider.diagnose is None:

@@ -234,15 +234,20 @@ def mark_revoked(connection: Connection, row: Row[Any], *, jobs: Jobs, actor: st
 
     Returns False when the connection was reconnected or ended meanwhile, which then wins.
     """
-    jobs.cancel(connection, "refresh", row.id)
-    changed = connection.execute(
-        sa.update(_connections)
-        .where(_connections.c.id == row.id, _connections.c.connected_at == row.connected_at, _live())
-        .values(revoked_at=now, refreshing_since=None, probed_at=now, updated_at=now)
-        .returning(_connections.c.id)
-    ).one_or_none()
-    if changed is None:
-        return False
+    with connection.begin_nested() as attempt:
+        # Jobs before the connection, in everybody's order. A dead token is not imported, renewed or asked about.
+        for kind in ("import", "verify", "refresh", "probe"):
+            jobs.cancel(connection, kind, row.id)
+        changed = connection.execute(
+            sa.update(_connections)
+            .where(_connections.c.id == row.id, _connections.c.connected_at == row.connected_at, _live())
+            .values(revoked_at=now, grant_sealed=None, refreshing_since=None, probed_at=now, updated_at=now)
+            .returning(_connections.c.id)
+        ).one_or_none()
+        if changed is None:
+            # What was cancelled is a reconnect's own work: it stays.
+            attempt.rollback()
+            return False
     audit.record(
         connection, at=now, actor_kind="provider", actor=actor, target=row.ref,
         action="connection.revoked_by_provider", detail={"found": why},

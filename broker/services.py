@@ -25,6 +25,7 @@ from broker.matching import OAuthApps
 from broker.notifications import Notifications
 from broker.operators import Operators
 from broker.probes import Probes
+from broker.provider_events import ProviderEvents
 from broker.purge import Purge
 from broker.reconciliation import Reconciliation
 from broker.refresh import Refreshes
@@ -55,6 +56,7 @@ class Services:
     verifications: Verifications
     refreshes: Refreshes
     probes: Probes
+    provider_events: ProviderEvents
     disconnections: Disconnections
     discards: Discards
     reconciliation: Reconciliation

@@ -20,6 +20,8 @@ from broker.jobs import Done, Jobs, LeasedJob, Outcome, Retry
 from broker.journal import FlowJournal
 from broker.notifications import NOTIFY, Notifications
 from broker.probes import Probes
+from broker.provider_events import KIND as PROVIDER_EVENT
+from broker.provider_events import ProviderEvents
 from broker.purge import Purge
 from broker.reconciliation import Reconciliation
 from broker.refresh import Refreshes
@@ -49,6 +51,7 @@ class Worker:
         verifications: Verifications,
         refreshes: Refreshes,
         probes: Probes,
+        provider_events: ProviderEvents,
         disconnections: Disconnections,
         discards: Discards,
         reconciliation: Reconciliation,
@@ -85,6 +88,7 @@ class Worker:
             "verify": verifications.run,
             "refresh": refreshes.run,
             "probe": probes.run,
+            PROVIDER_EVENT: provider_events.run,
             "revoke": disconnections.run_revoke,
             "remove": disconnections.run_remove,
             "discard": discards.run,

@@ -32,7 +32,7 @@ from tests.connecting import (
 from tests.house import stripe_app
 
 APPS = f"{SEQUIN}/v1/oauth-apps"
-STRIPE = replace(stripe_app("stripe"), client_secrets=(Secret("sk_test_never_to_be_seen"),))
+STRIPE = replace(stripe_app("stripe"), client_secrets=(Secret("sk_live_never_to_be_seen"),))
 KNOWN = [
     {"id": SEQUIN_STRIPE_APP, "provider": "stripe", "client_id": "ca_stripe", "name": "Acme Stripe"},
     {"id": SEQUIN_GITHUB_APP, "provider": "github", "client_id": "Iv1.acme", "name": "Acme GitHub"},
@@ -82,9 +82,11 @@ def test_a_healthy_deployment_passes_every_check(bench: Bench) -> None:
     assert {check.name for check in report.checks} == {
         "settings", "public_url", "database", "migrations", "keys", "queue", "parked", "circuits", "client", "mode",
         "scopes", "credentials", "private_key", "registration", "sequin_token", "oauth_app", "clock",
+        "webhook",
     }  # fmt: skip
     assert {(one.app, one.what, one.address) for one in report.addresses} == {
         ("stripe", "callback", "http://localhost:8000/oauth/stripe/callback"),
+        ("stripe", "webhook", "http://localhost:8000/hooks/stripe"),
         ("github", "callback", "http://localhost:8000/oauth/github/callback"),
         ("github", "setup", "http://localhost:8000/oauth/github/setup"),
     }
@@ -256,7 +258,7 @@ def test_a_check_that_hangs_or_breaks_costs_no_other(bench: Bench, monkeypatch: 
     monkeypatch.setattr(Doctor, "_about_queue", lambda _: time.sleep(5))
 
     def breaks(_: Doctor) -> None:
-        raise ZeroDivisionError("sk_test_never_to_be_seen")
+        raise ZeroDivisionError("sk_live_never_to_be_seen")
 
     monkeypatch.setattr(Doctor, "_about_parked", breaks)
     began = time.monotonic()

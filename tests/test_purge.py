@@ -38,7 +38,7 @@ def bench(database_url: str) -> Iterator[Bench]:
         yield opened
 
 
-def purge(bench: Bench, **budget: int) -> dict[str, int]:
+def purge(bench: Bench, **budget: Any) -> dict[str, int]:
     """Purge and return what was forgotten, without what there was none of."""
     return {name: count for name, count in bench.services.purge.purge(**budget).items() if count}
 
@@ -160,7 +160,6 @@ def test_audit_records_and_webhooks_stay_for_as_long_as_the_trail_is_kept(bench:
 
 
 def test_one_purge_forgets_a_bounded_number_and_the_next_goes_on(bench: Bench) -> None:
-    now = bench.clock.now()
     for number in range(7):
         a_webhook(bench, number)
     bench.later(days=AUDIT_DAYS + 1)
@@ -168,7 +167,6 @@ def test_one_purge_forgets_a_bounded_number_and_the_next_goes_on(bench: Bench) -
     assert purge(bench, budget=5) == {"webhooks": 5}
     assert purge(bench, budget=5) == {"webhooks": 2}
     assert purge(bench, budget=5) == {}
-    assert now
 
 
 def test_the_worker_purges_every_hour(bench: Bench) -> None:

@@ -155,7 +155,10 @@ def _settings(
         keep_grants=values["BROKER_KEEP_GRANTS"],
         log_level=values["BROKER_LOG_LEVEL"],
         log_format=values["BROKER_LOG_FORMAT"] or ("json" if production else "text"),
-        limits=Limits(**section("limits", "links_per_second", "starts_per_second"), enabled=values["BROKER_LIMITS"]),
+        limits=Limits(
+            **section("limits", "links_per_second", "starts_per_second", "hooks_per_second"),
+            enabled=values["BROKER_LIMITS"],
+        ),
         branding=Branding(
             **section("branding", "name", "logo_url", "color", "support_email", "support_url", "privacy_url")
         ),

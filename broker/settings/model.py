@@ -107,6 +107,8 @@ class Limits:
     """Connect links made with one API key."""
     starts_per_second: int = 50
     """Flows started from one address."""
+    hooks_per_second: int = 100
+    """Webhooks taken in from one address."""
     enabled: bool = True
     """False only in development, for benchmarks."""
 
@@ -192,6 +194,14 @@ class Settings:
             KeyError: there is no such OAuth app.
         """
         return f"{self.public_url}/oauth/{self.apps[app_key].key}/callback"
+
+    def hook_url(self, app_key: str) -> str:
+        """Return the address to register at the provider for this OAuth app's webhooks.
+
+        Raises:
+            KeyError: there is no such OAuth app.
+        """
+        return f"{self.public_url}/hooks/{self.apps[app_key].key}"
 
     def setup_url(self, app_key: str) -> str:
         """Return the address a provider sends people to after an installation (GitHub's Setup URL).

@@ -199,6 +199,13 @@ CONFIG_SETTINGS: tuple[Setting, ...] = (
         example="50",
     ),
     Setting(
+        "limits.hooks_per_second",
+        "Webhooks taken in per second and address, per process.",
+        values.whole(1, 1_000_000),
+        default=str(Limits.hooks_per_second),
+        example="100",
+    ),
+    Setting(
         "limits.flow_minutes",
         "How long an attempt to connect may take.",
         values.whole(5, 1440),

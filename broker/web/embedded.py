@@ -52,6 +52,7 @@ def build_worker(services: Services, threads: int) -> Worker:
         verifications=services.verifications,
         refreshes=services.refreshes,
         probes=services.probes,
+        provider_events=services.provider_events,
         disconnections=services.disconnections,
         discards=services.discards,
         reconciliation=services.reconciliation,

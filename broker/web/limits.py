@@ -1,4 +1,4 @@
-"""Rate limits of single processes: connect links per API key, what sends a flow on per address.
+"""Rate limits of single processes: connect links per API key, what sends a flow on and webhooks per address.
 
 Sign-in throttling is not here: it must count over every process, so the database does it.
 """
@@ -33,6 +33,7 @@ def init_app(app: Flask, settings: Settings) -> None:
         "connect.start_again": (starts, get_remote_address),
         "connect.install": (starts, get_remote_address),
         "connect.finish": (starts, get_remote_address),
+        "hooks.receive": (f"{limits.hooks_per_second} per second", get_remote_address),
     }
     for endpoint, (rate, key) in rules.items():
         limited = limiter.limit(rate, key_func=key)(app.view_functions[endpoint])
