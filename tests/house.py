@@ -18,7 +18,7 @@ from broker.connections import Connections
 from broker.db import Base, Database, engine_options, prepare
 from broker.jobs import Jobs
 from broker.links import Links
-from broker.models import AuditRecord, ConnectedAccount, EndUser, Flow, FlowState, ImportState, Link, LinkUse
+from broker.models import AuditRecord, ConnectedAccount, EndUser, Flow, FlowState, ImportState, Job, Link, LinkUse
 from broker.providers import discover
 from broker.references import new_ref
 from broker.secret import Secret
@@ -166,6 +166,11 @@ class House:
         """Spend a link for a connection."""
         key = self.key_of(ref)
         self.run(sa.insert(LinkUse).values(link_id=link_id, app_key=app, connection_id=key, spent_at=self.clock.now()))
+
+    def asked_for(self) -> set[str]:
+        """Return the kinds of work that was asked for."""
+        with self.database.read() as connection:
+            return set(connection.execute(sa.select(Job.kind)).scalars())
 
     def audited(self) -> list[tuple[str, str, str, str]]:
         """Return the audit trail: actor kind, actor, action, target."""

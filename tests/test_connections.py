@@ -319,7 +319,7 @@ def test_what_has_ended_is_not_imported_again(house: House, how: str) -> None:
 def test_a_check_can_be_asked_for(house: House) -> None:
     ref = house.connection(house.end_user("jo"))
     house.connections.check(ref)
-    assert house.value(sa.select(Job.kind)) == "verify"
+    assert house.asked_for() == {"verify", "probe"}
 
 
 def test_a_connection_that_ended_is_not_checked(house: House) -> None:

@@ -15,7 +15,7 @@ from werkzeug.test import TestResponse
 
 from broker.apikeys import ApiKeys, Scope
 from broker.app import create_app
-from broker.models import ImportState, Job, Link
+from broker.models import ImportState, Link
 from broker.web.api import SCOPES, limiter_key
 from tests.house import House, make_settings, open_house
 
@@ -411,4 +411,4 @@ def test_a_check_is_asked_for_and_answered_at_once(client: FlaskClient, house: H
     ref = house.connection(house.end_user("jo"))
     answer = client.post(f"/api/v1/connections/{ref}/check", headers=key)
     assert (answer.status_code, answer.json) == (202, {"ref": ref})
-    assert house.value(sa.select(Job.kind)) == "verify"
+    assert house.asked_for() == {"verify", "probe"}

@@ -389,7 +389,7 @@ def test_a_check_can_be_asked_for_here(app: Flask, house: House, operators: Oper
     answer = client.post(f"/ops/connections/{ref}/check", data={"csrf_token": csrf_of(page)})
     assert answer.status_code == 303
     assert "Asked for a check." in text_of(client.get(answer.headers["Location"]))
-    assert house.value(sa.select(Job.kind)) == "verify"
+    assert house.asked_for() == {"verify", "probe"}
 
 
 def test_a_viewer_sees_everything_but_the_buttons(app: Flask, house: House, operators: Operators) -> None:
