@@ -45,6 +45,7 @@ from broker.providers.base import Provider
 from broker.purge import Purge
 from broker.reconciliation import Reconciliation
 from broker.refresh import Refreshes
+from broker.resealing import Resealing
 from broker.secret import digest
 from broker.sequin import Sequin
 from broker.services import Services
@@ -149,6 +150,7 @@ def build_services(
         database=database,
         apps=apps,
         key_ring=key_ring,
+        resealing=Resealing(database, vault, clock, key_ring),
         api_keys=ApiKeys(database, clock),
         links=Links(database, clock, apps, settings),
         flows=Flows(

@@ -507,7 +507,12 @@ def _awaiting(kind: HopKind, app_key: str, browser_hash: str, now: datetime) -> 
 
 
 def _verifier_binding(state: Secret) -> Binding:
-    return Binding("hops", "verifier", digest(state.reveal()))
+    return hop_binding(digest(state.reveal()))
+
+
+def hop_binding(state_hash: str) -> Binding:
+    """Return where a hop's sealed verifier may be opened."""
+    return Binding("hops", "verifier", state_hash)
 
 
 def flow_binding(flow_ref: str) -> Binding:

@@ -29,6 +29,7 @@ from broker.provider_events import ProviderEvents
 from broker.purge import Purge
 from broker.reconciliation import Reconciliation
 from broker.refresh import Refreshes
+from broker.resealing import Resealing
 from broker.sequin import Sequin
 from broker.sessions import Sessions
 from broker.settings import Settings
@@ -46,6 +47,7 @@ class Services:
     database: Database
     apps: AppCatalogue
     key_ring: KeyRing
+    resealing: Resealing
     api_keys: ApiKeys
     links: Links
     flows: Flows

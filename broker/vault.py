@@ -72,10 +72,6 @@ class Vault:
         except (InvalidTag, KeyError, ValueError, IndexError) as failure:
             raise Unreadable(f"{binding.table}.{binding.column} of {binding.owner}") from failure
 
-    def needs_resealing(self, sealed: bytes) -> bool:
-        """Tell whether `sealed` was made with another key than the ring's first."""
-        return key_id(sealed) != self._sealing
-
 
 def key_id(sealed: bytes) -> str:
     """Return the id of the key that sealed these bytes. Raises Unreadable if they are no sealed value."""
@@ -85,10 +81,15 @@ def key_id(sealed: bytes) -> str:
         raise Unreadable("not a sealed value") from failure
 
 
-def _seal(key: bytes, kid: str, plaintext: bytes, binding: Binding, salt: bytes, nonce: bytes) -> bytes:
+def sealed_with(kid: str) -> bytes:
+    """Return how every value begins that a key has sealed."""
     name = kid.encode()
+    return bytes([VERSION, len(name)]) + name
+
+
+def _seal(key: bytes, kid: str, plaintext: bytes, binding: Binding, salt: bytes, nonce: bytes) -> bytes:
     ciphertext = AESGCM(_subkey(key, salt, kid)).encrypt(nonce, plaintext, _associated(kid, binding))
-    return bytes([VERSION, len(name)]) + name + salt + nonce + ciphertext
+    return sealed_with(kid) + salt + nonce + ciphertext
 
 
 def _split(sealed: bytes) -> tuple[str, bytes, bytes, bytes]:

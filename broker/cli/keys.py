@@ -5,13 +5,15 @@ from __future__ import annotations
 import click
 from flask.cli import with_appcontext
 
+from broker.audit import COMMAND_LINE
+from broker.cli.printing import json_option, say_json, say_table
 from broker.settings import generate_key
 from broker.web import services
 
 
 @click.group()
 def keys() -> None:
-    """Make and check encryption keys."""
+    """Make, check and change encryption keys."""
 
 
 @keys.command()
@@ -30,3 +32,41 @@ def check() -> None:
     if problems:
         raise SystemExit(1)
     click.echo("Every key opens its canary.")
+
+
+@keys.command()
+@json_option
+@with_appcontext
+def rotate(*, as_json: bool) -> None:
+    """Seal everything again with the first key, while all goes on; run it again if it was cut off."""
+    resealed = services().resealing.rotate(
+        actor=COMMAND_LINE, progress=lambda name, count: click.echo(f"{name}: {count} sealed again", err=True)
+    )
+    if as_json:
+        say_json(
+            {
+                "resealed": dict(resealed.counts),
+                "unreadable": list(resealed.unreadable),
+                "unreadable_count": resealed.unreadable_count,
+            }
+        )
+    else:
+        say_table(("column", "sealed again"), resealed.counts.items())
+        for place in resealed.unreadable:
+            click.echo(f"No key in BROKER_ENCRYPTION_KEYS opens {place}.", err=True)
+    if resealed.unreadable_count:
+        click.echo(
+            f"{resealed.unreadable_count} left as they are: put the key that sealed them back and run this again, "
+            "or ask those people to reconnect.",
+            err=True,
+        )
+        raise SystemExit(1)
+
+
+@keys.command()
+@click.argument("kid")
+@with_appcontext
+def retire(*, kid: str) -> None:
+    """Forget a key that nothing is sealed with any more, so that it can leave BROKER_ENCRYPTION_KEYS."""
+    services().resealing.retire(kid, actor=COMMAND_LINE)
+    click.echo(f"Nothing is sealed with {kid}. Remove it from BROKER_ENCRYPTION_KEYS.")

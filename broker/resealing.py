@@ -1,0 +1,188 @@
+"""Changing the encryption key while everything runs: what an older key sealed is sealed again with the first.
+
+Nothing is locked and nothing is overwritten: each value is replaced only if it is still the one that was read, so that
+a refresh or a reconnect at the same moment wins. A run that was cut off is simply started again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from types import MappingProxyType
+from typing import Any
+
+import sqlalchemy as sa
+import structlog
+from sqlalchemy.engine import Row
+
+from broker import audit
+from broker.attach import grant_binding
+from broker.audit import Actor
+from broker.clock import Clock
+from broker.db import Database, table
+from broker.errors import BrokerError, Unreadable
+from broker.journal import flow_binding, hop_binding
+from broker.keyring import KeyRing
+from broker.models import ConnectedAccount, Flow, Hop, WebhookEndpoint, WebhookSecret
+from broker.notifications import secret_binding
+from broker.vault import Binding, Vault, sealed_with
+
+AT_ONCE = 200
+"""Values sealed again in one transaction, so that others get their turn at an embedded database."""
+NAMED = 100
+"""How many unreadable rows are named."""
+
+log = structlog.get_logger(__name__)
+
+_connections = table(ConnectedAccount)
+_endpoints = table(WebhookEndpoint)
+_flows = table(Flow)
+_hops = table(Hop)
+_secrets = table(WebhookSecret)
+
+
+class KeyInUse(BrokerError):
+    """A key cannot be retired: it is the first, or something is still sealed with it."""
+
+    code = "key_in_use"
+    cure = "Put another key first in BROKER_ENCRYPTION_KEYS on every process and run `broker keys rotate`."
+
+
+@dataclass(frozen=True)
+class SealedColumn:
+    """A column of sealed values, and where each of them may be opened."""
+
+    column: sa.Column[Any]
+    # Everything besides that the binding is made of.
+    names: sa.Select[Any]
+    binding: Callable[[Row[Any]], Binding]
+
+    @property
+    def name(self) -> str:
+        """Such as connections.grant_sealed."""
+        return f"{self.column.table.name}.{self.column.name}"
+
+
+SEALED: Sequence[SealedColumn] = (
+    SealedColumn(
+        _connections.c.grant_sealed,
+        sa.select(_connections.c.id, _connections.c.ref, _connections.c.token_version),
+        lambda row: grant_binding(row.ref, row.token_version),
+    ),
+    SealedColumn(_flows.c.grant_sealed, sa.select(_flows.c.id, _flows.c.ref), lambda row: flow_binding(row.ref)),
+    SealedColumn(
+        _hops.c.verifier_sealed, sa.select(_hops.c.id, _hops.c.state_hash), lambda row: hop_binding(row.state_hash)
+    ),
+    SealedColumn(
+        _secrets.c.sealed,
+        sa.select(_secrets.c.id, _secrets.c.number, _endpoints.c.public_id).join_from(_secrets, _endpoints),
+        lambda row: secret_binding(row.public_id, row.number),
+    ),
+)
+"""Every column that the vault seals, the canaries apart: each key has a canary of its own."""
+
+
+@dataclass(frozen=True)
+class Resealed:
+    """What a run has done."""
+
+    # How many values of each column were sealed again.
+    counts: Mapping[str, int]
+    # Where values are that no key in the ring opens, such as "connections.grant of AB12-CD34-EF56"; the first NAMED.
+    unreadable: tuple[str, ...]
+    unreadable_count: int
+
+
+class Resealing:
+    """Seals again, and retires keys."""
+
+    def __init__(self, database: Database, vault: Vault, clock: Clock, key_ring: KeyRing) -> None:
+        self._database = database
+        self._vault = vault
+        self._clock = clock
+        self._key_ring = key_ring
+
+    def rotate(self, *, actor: Actor, progress: Callable[[str, int], object] = lambda _name, _count: None) -> Resealed:
+        """Seal everything again that another key than the first has sealed; `progress` hears of every batch."""
+        counts: dict[str, int] = {}
+        unreadable: list[str] = []
+        for sealed in SEALED:
+            counts[sealed.name] = 0
+            for done in self._batches(sealed, unreadable):
+                counts[sealed.name] += done
+                progress(sealed.name, counts[sealed.name])
+        first = self._vault.key_ids[0]
+        with self._database.write() as connection:
+            audit.record(
+                connection, at=self._clock.now(), actor_kind=actor.kind, actor=actor.name, action="keys.rotated",
+                target=first, detail={"resealed": sum(counts.values()), "unreadable": len(unreadable)},
+            )  # fmt: skip
+        log.info("keys.rotated", kid=first, resealed=sum(counts.values()), unreadable=len(unreadable))
+        return Resealed(MappingProxyType(counts), tuple(unreadable[:NAMED]), len(unreadable))
+
+    def _batches(self, sealed: SealedColumn, unreadable: list[str]) -> Iterator[int]:
+        key, last = sealed.column.table.c.id, 0
+        theirs = sa.not_(_is_sealed_with(sealed.column, self._vault.key_ids[0]))
+        query = sealed.names.add_columns(sealed.column.label("sealed")).where(sealed.column.is_not(None), theirs)
+        while True:
+            with self._database.read() as connection:
+                rows = connection.execute(query.where(key > last).order_by(key).limit(AT_ONCE)).all()
+            if not rows:
+                return
+            last = rows[-1].id
+            yield self._reseal(sealed, rows, unreadable)
+
+    def _reseal(self, sealed: SealedColumn, rows: Sequence[Row[Any]], unreadable: list[str]) -> int:
+        fresh: list[tuple[Row[Any], bytes]] = []
+        for row in rows:
+            binding = sealed.binding(row)
+            try:
+                fresh.append((row, self._vault.seal(self._vault.open(row.sealed, binding), binding)))
+            except Unreadable as failure:
+                unreadable.append(failure.detail)
+        done = 0
+        if fresh:
+            with self._database.write() as connection:
+                for row, value in fresh:
+                    # Changed meanwhile: whoever did that has sealed it with the ring of today.
+                    done += connection.execute(
+                        sa.update(sealed.column.table)
+                        .where(sealed.column.table.c.id == row.id, sealed.column == row.sealed)
+                        .values({sealed.column: value})
+                    ).rowcount
+        return done
+
+    def retire(self, kid: str, *, actor: Actor) -> None:
+        """Forget a key that nothing is sealed with, so that it may leave the settings. Raises KeyInUse."""
+        if kid == self._vault.key_ids[0]:
+            raise KeyInUse(f"{kid} is the first key: what comes is sealed with it")
+        left = {name: count for name, count in self.sealed_with(kid).items() if count}
+        if left:
+            told = ", ".join(f"{count} in {name}" for name, count in left.items())
+            raise KeyInUse(f"{kid} still seals {told}")
+        self._key_ring.retire(kid)
+        with self._database.write() as connection:
+            audit.record(
+                connection, at=self._clock.now(), actor_kind=actor.kind, actor=actor.name, action="keys.retired",
+                target=kid,
+            )  # fmt: skip
+        log.info("keys.retired", kid=kid)
+
+    def sealed_with(self, kid: str) -> Mapping[str, int]:
+        """Return how many values of each column a key has sealed."""
+        with self._database.read() as connection:
+            return {
+                sealed.name: connection.execute(
+                    sa.select(sa.func.count())
+                    .select_from(sealed.column.table)
+                    .where(sealed.column.is_not(None), _is_sealed_with(sealed.column, kid))
+                ).scalar_one()
+                for sealed in SEALED
+            }
+
+
+def _is_sealed_with(column: sa.Column[Any], kid: str) -> sa.ColumnElement[bool]:
+    """Compare in the database: of a million values only those that need it are read."""
+    start = sealed_with(kid)
+    beginning = sa.func.substr(column, 1, len(start), type_=sa.LargeBinary)
+    return beginning == sa.literal(start, sa.LargeBinary)
