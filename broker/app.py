@@ -27,6 +27,7 @@ from broker.discards import Discards
 from broker.disconnection import Disconnections
 from broker.doctor import Doctor
 from broker.events import Events
+from broker.figures import Figures
 from broker.flow_page import FlowPages
 from broker.flows import Flows
 from broker.http import Http
@@ -60,6 +61,7 @@ from broker.web.connect import blueprint as connect
 from broker.web.connections import blueprint as connections
 from broker.web.console import blueprint as console
 from broker.web.hooks import blueprint as hooks
+from broker.web.metrics import blueprint as metrics
 from broker.web.ops import blueprint as ops
 from broker.webhook_endpoints import WebhookEndpoints
 
@@ -84,7 +86,7 @@ def create_app(settings: Settings | None = None, *, clock: Clock | None = None, 
     app.extensions["broker"] = services
     init_web(app, settings)
     embedded.init_app(app, services)
-    for blueprint in (connect, connections, console, api, hooks, ops):
+    for blueprint in (connect, connections, console, api, hooks, ops, metrics):
         app.register_blueprint(blueprint)
     limits.init_app(app, settings)
     # For `flask --app wsgi …`; there `db` is Flask-Migrate's, which comes first.
@@ -149,6 +151,7 @@ def build_services(
         clock=clock,
         database=database,
         apps=apps,
+        figures=Figures(database, clock, circuits),
         key_ring=key_ring,
         resealing=Resealing(database, vault, clock, key_ring),
         api_keys=ApiKeys(database, clock),

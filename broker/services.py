@@ -15,6 +15,7 @@ from broker.discards import Discards
 from broker.disconnection import Disconnections
 from broker.doctor import Doctor
 from broker.events import Events
+from broker.figures import Figures
 from broker.flow_page import FlowPages
 from broker.flows import Flows
 from broker.jobs import Jobs
@@ -46,6 +47,7 @@ class Services:
     clock: Clock
     database: Database
     apps: AppCatalogue
+    figures: Figures
     key_ring: KeyRing
     resealing: Resealing
     api_keys: ApiKeys

@@ -153,6 +153,7 @@ def _settings(
         workers=values["BROKER_WORKERS"],
         trusted_proxies=values["BROKER_TRUSTED_PROXIES"],
         keep_grants=values["BROKER_KEEP_GRANTS"],
+        metrics_token=values["BROKER_METRICS_TOKEN"],
         log_level=values["BROKER_LOG_LEVEL"],
         log_format=values["BROKER_LOG_FORMAT"] or ("json" if production else "text"),
         limits=Limits(

@@ -164,6 +164,8 @@ class Settings:
     workers: int = 2
     trusted_proxies: int = 0
     keep_grants: bool = False
+    metrics_token: Secret | None = None
+    """What a reader of /metrics must bring; None means that nobody may read it."""
     log_level: str = "INFO"
     log_format: Literal["json", "text"] = "json"
     limits: Limits = Limits()

@@ -141,6 +141,13 @@ SETTINGS: tuple[Setting, ...] = (
         example="false",
     ),
     Setting(
+        "BROKER_METRICS_TOKEN",
+        "Bearer token with which Prometheus reads /metrics; without it there is no such page.",
+        values.token,
+        default_note="none",
+        secret=True,
+    ),
+    Setting(
         "BROKER_LOG_LEVEL",
         "`DEBUG`, `INFO`, `WARNING` or `ERROR`.",
         values.choice("DEBUG", "INFO", "WARNING", "ERROR"),
