@@ -1,4 +1,4 @@
-"""Forgetting what nobody needs any more: ended flows, spent links, finished work, stored webhooks, old audit records.
+"""Forgetting what nobody needs any more: ended flows, spent links, finished work, events, webhooks, audit records.
 
 Each kind is found in one look and forgotten in small transactions, a bounded number at a time, so that no purge ever
 keeps a person waiting. What may still matter to somebody stays: a flow whose grant is being ended, a link that a
@@ -22,6 +22,7 @@ from broker.errors import BrokerError
 from broker.jobs import Jobs, Later, LeasedJob, Outcome, Retry
 from broker.models import (
     BrowserSession,
+    Event,
     Flow,
     FlowEvent,
     Hop,
@@ -30,7 +31,10 @@ from broker.models import (
     Link,
     LinkUse,
     ProviderEvent,
+    SendState,
     SignInThrottle,
+    WebhookAttempt,
+    WebhookDelivery,
 )
 from broker.sessions import Sessions
 from broker.settings import Retention
@@ -45,13 +49,16 @@ THROTTLES_KEPT = timedelta(days=1)
 
 log = structlog.get_logger(__name__)
 
+_attempts = table(WebhookAttempt)
 _events = table(FlowEvent)
 _flows = table(Flow)
 _hops = table(Hop)
 _jobs = table(Job)
 _links = table(Link)
 _notices = table(ProviderEvent)
+_sendings = table(WebhookDelivery)
 _sessions = table(BrowserSession)
+_told = table(Event)
 _throttles = table(SignInThrottle)
 _uses = table(LinkUse)
 
@@ -103,6 +110,7 @@ class Purge:
             # After the flows, which keep their links.
             ("links", _old_links(old), _forget_links),
             ("jobs", _old_jobs(old), lambda connection, keys: _forget_jobs(connection, keys, old)),
+            ("events", _old_events(old), _forget_events),
             # By its id a replay is known, and not every provider dates what it signs.
             ("webhooks", _old_notices(very_old), _forget_notices),
         )
@@ -174,6 +182,24 @@ def _old_jobs(old: datetime) -> sa.Select[int]:
     )
 
 
+def _old_events(old: datetime) -> sa.Select[int]:
+    """Return the events that nobody is still to be told of."""
+    return (
+        sa.select(_told.c.id)
+        .where(
+            _told.c.at < old,
+            _told.c.dispatched_at.is_not(None),
+            ~_still_to_send(),
+            _told.c.id < _newest(_told),
+        )
+        .order_by(_told.c.id)
+    )
+
+
+def _still_to_send() -> sa.Exists:
+    return sa.exists().where(_sendings.c.event_id == _told.c.id, _sendings.c.state == SendState.PENDING)
+
+
 def _old_notices(old: datetime) -> sa.Select[int]:
     return (
         sa.select(_notices.c.id)
@@ -207,6 +233,16 @@ def _forget_jobs(connection: Connection, keys: Sequence[int], old: datetime) -> 
     # Looked at again: it may have been asked for since.
     unchanged = (_jobs.c.state == JobState.DONE, _jobs.c.updated_at < old)
     return connection.execute(sa.delete(_jobs).where(_jobs.c.id.in_(keys), *unchanged)).rowcount
+
+
+def _forget_events(connection: Connection, keys: Sequence[int]) -> int:
+    # Looked at again: somebody may have asked to send one once more.
+    held = sa.select(_told.c.id).where(_told.c.id.in_(keys), ~_still_to_send()).with_for_update()
+    mine = list(connection.execute(held).scalars())
+    sendings = sa.select(_sendings.c.id).where(_sendings.c.event_id.in_(mine))
+    connection.execute(sa.delete(_attempts).where(_attempts.c.delivery_id.in_(sendings)))
+    connection.execute(sa.delete(_sendings).where(_sendings.c.event_id.in_(mine)))
+    return connection.execute(sa.delete(_told).where(_told.c.id.in_(mine))).rowcount
 
 
 def _forget_notices(connection: Connection, keys: Sequence[int]) -> int:

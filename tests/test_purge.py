@@ -15,6 +15,7 @@ from broker.models import (
     AuditRecord,
     BrowserSession,
     ConnectedAccount,
+    Event,
     Flow,
     FlowEvent,
     Hop,
@@ -22,8 +23,11 @@ from broker.models import (
     Link,
     LinkUse,
     ProviderEvent,
+    WebhookAttempt,
+    WebhookDelivery,
+    WebhookEndpoint,
 )
-from broker.purge import BATCH, PURGE_EVERY_SECONDS
+from broker.purge import BATCH, BUDGET, PURGE_EVERY_SECONDS
 from tests.connecting import CREDENTIAL, SEQUIN, STRIPE_ACCOUNT, STRIPE_DEAUTHORIZE, Bench, open_bench
 
 DAYS, AUDIT_DAYS = 30, 400
@@ -38,9 +42,9 @@ def bench(database_url: str) -> Iterator[Bench]:
         yield opened
 
 
-def purge(bench: Bench, **budget: Any) -> dict[str, int]:
+def purge(bench: Bench, budget: int = BUDGET) -> dict[str, int]:
     """Purge and return what was forgotten, without what there was none of."""
-    return {name: count for name, count in bench.services.purge.purge(**budget).items() if count}
+    return {name: count for name, count in bench.services.purge.purge(budget=budget).items() if count}
 
 
 def counts(bench: Bench) -> dict[str, int]:
@@ -157,6 +161,33 @@ def test_audit_records_and_webhooks_stay_for_as_long_as_the_trail_is_kept(bench:
     assert purge(bench) == {"audit": 1, "webhooks": 1}
     assert [row.action for row in bench.rows(AuditRecord)] == ["new", "newest"]
     assert [row.delivery_id for row in bench.rows(ProviderEvent)] == ["evt_2", "evt_3"]
+
+
+def test_an_event_goes_once_nobody_is_still_to_be_told(bench: Bench) -> None:
+    at = bench.clock.now()
+    endpoint = bench.house.insert(
+        WebhookEndpoint, public_id="whe_1", url="https://host.example/", description="", created_by="cli",
+        created_at=at, updated_at=at,
+    )  # fmt: skip
+    for number, state in enumerate(["delivered", "parked", "pending", None]):
+        event = bench.house.insert(
+            Event, public_id=f"evt_{number}", type="connection.imported", at=at, end_user="user-1", data={},
+            dispatched_at=at if state else None,
+        )  # fmt: skip
+        if state:
+            sending = bench.house.insert(
+                WebhookDelivery, endpoint_id=endpoint, event_id=event, state=state, queued_at=at, attempts=1
+            )
+            bench.house.insert(WebhookAttempt, delivery_id=sending, at=at, duration_ms=3)
+    bench.later(days=DAYS)
+    assert purge(bench) == {}
+    bench.later(seconds=1)
+    bench.house.insert(
+        Event, public_id="evt_9", type="connection.imported", at=at, end_user="user-1", data={}, dispatched_at=at
+    )
+    assert purge(bench) == {"events": 2}
+    assert [row.public_id for row in bench.rows(Event)] == ["evt_2", "evt_3", "evt_9"]
+    assert (len(bench.rows(WebhookDelivery)), len(bench.rows(WebhookAttempt))) == (1, 1)
 
 
 def test_one_purge_forgets_a_bounded_number_and_the_next_goes_on(bench: Bench) -> None:

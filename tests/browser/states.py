@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 from urllib.parse import parse_qs, urlencode, urlsplit
 
+import requests
 from playwright.sync_api import BrowserContext, Page, Request, Response, expect
 
 from tests.browser.conftest import Host
@@ -44,6 +45,12 @@ class Scene:
     def fault(self, on: str, **fault: Any) -> None:
         """Let something fail until the end of this scene."""
         self.world.control("faults", on=on, **fault)
+
+    def sequin(self, method: str, what: str, **body: Any) -> None:
+        """Change something in Sequin behind the broker's back."""
+        token = {"Authorization": f"Bearer {self.world.environment['SEQUIN_API_TOKEN']}"}
+        address = f"{self.world.sandbox_url}/sequin/v1/{what}"
+        requests.request(method, address, headers=token, json=body or None, timeout=10).raise_for_status()
 
     def go(self, address: str) -> Response:
         """Open an address or a path of the broker."""
@@ -517,6 +524,42 @@ def ops_webhook_off(scene: Scene) -> None:
     scene.host.api("PATCH", f"webhook-endpoints/{endpoint}", json={"enabled": False})
     scene.sign_in()
     scene.go(f"/ops/webhooks/{endpoint}")
+
+
+@state("New Account", primary="Retry import")
+def ops_details_drifted(scene: Scene) -> None:
+    scene.connect()
+    (connection,) = scene.host.connections(scene.end_user)
+    scene.sequin("DELETE", f"credentials/{connection['sequin']['credential_id']}")
+    scene.sign_in()
+    scene.go(f"/ops/connections/{connection['ref']}")
+    scene.press("Check now")
+
+    def failed() -> bool:
+        scene.go(f"/ops/connections/{connection['ref']}")
+        return scene.page.get_by_text("Verified: failed").is_visible()
+
+    eventually(failed)
+    expect(scene.page.get_by_role("listitem").filter(has_text="Verified")).to_contain_text("since")
+
+
+@state("Orphans")
+def ops_orphans_none(scene: Scene) -> None:
+    scene.sign_in()
+    scene.go("/ops/orphans")
+
+
+@state("Orphans")
+def ops_orphans(scene: Scene) -> None:
+    stray = {"kind": "stripe_oauth2", "secret": "sk_test_stray", "test": True, "stripe_user_id": "acct_stray"}
+    app = scene.world.sequin_app("stripe")
+    named = {"broker_connection_id": "AAAA-BBBB-CCCC"}
+    scene.sequin("POST", "credentials", oauth_app_id=app, properties=stray, metadata=named)
+    scene.world.run("connections", "check", "--all")
+    scene.sign_in()
+    scene.go("/ops/orphans")
+    expect(scene.page.get_by_role("table")).to_be_visible()
+    expect(scene.page.get_by_role("button", name=re.compile("^Delete .* in Sequin$"))).to_be_visible()
 
 
 def _ops_details(scene: Scene) -> None:

@@ -37,7 +37,7 @@ IMPORT_PATH = "/sequin/v1/credentials"
 TOKEN_PATHS = ("/stripe/oauth/token", "/github/login/oauth/access_token")
 UNDER_WAY = ("opened", "redeeming")
 ENDED = ("done", "failed", "expired", "interrupted")
-NEVER_AT_REST = ("finish", "import", "revoke", "remove")
+NEVER_AT_REST = ("finish", "discard", "import", "revoke", "remove")
 TABLES = {
     "people": "SELECT id, external_id FROM end_users",
     "flows": "SELECT id, ref, end_user_id, state, grant_sealed, connection_id, ended_at FROM flows",
@@ -206,7 +206,7 @@ def stuck(evidence: Evidence) -> Iterator[Violation]:
             yield Violation("stuck", row["ref"], f"{name} is still pending")
     flow_ids = {flow["id"] for flow in evidence.flows.values()}
     for job in evidence.tables["jobs"]:
-        subjects = flow_ids if job["kind"] == "finish" else evidence.connections
+        subjects = flow_ids if job["kind"] in ("finish", "discard") else evidence.connections
         waits = job["state"] == "running" or (job["state"] == "waiting" and job["kind"] in NEVER_AT_REST)
         if job["subject_id"] in subjects and waits:
             yield Violation("stuck", f"{job['kind']} {job['subject_id']}", f"the job is {job['state']}: {job['error']}")

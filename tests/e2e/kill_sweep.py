@@ -37,7 +37,7 @@ from tests.e2e.world import Witness, World, eventually, forget_everything, let_p
 LEASE = timedelta(seconds=31)
 TRIES = 6
 PATIENCE = 5.0
-BESIDES = ("Sessions.purge", "Reconciliation.", "/readyz")
+BESIDES = ("Sessions.purge", "Purge.", "Reconciliation.", "/readyz")
 """What a process does of its own accord, whether or not anybody is on the way."""
 
 _jobs = table(Job)

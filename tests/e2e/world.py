@@ -91,7 +91,7 @@ def forget_everything(connection: sa.Connection) -> None:
     jobs = table(Job)
     for each in reversed(Base.metadata.sorted_tables):
         if each is jobs:
-            connection.execute(sa.delete(jobs).where(jobs.c.kind != "reconcile"))
+            connection.execute(sa.delete(jobs).where(jobs.c.kind.not_in(("reconcile", "purge"))))
         elif each.name not in (ApiKey.__tablename__, KeyCanary.__tablename__):
             connection.execute(sa.delete(each))
 
