@@ -57,6 +57,16 @@ class ConnectionEnded(Refused):
     cure = "Send the person a new connect link."
 
 
+class TokenErased(Refused):
+    """The token that an import would send was erased after it had been verified."""
+
+    code = "token_erased"
+    status = 409
+    heading = "The token is no longer here"
+    advice = "It was erased once it had arrived. Connect the account again instead."
+    cure = "Send the person a new connect link."
+
+
 class CursorUnknown(Refused):
     """The page asked for does not follow any known row."""
 
@@ -197,6 +207,8 @@ class ConnectionView:
     disconnected_at: datetime | None
     created_at: datetime
     updated_at: datetime
+    # Whether what an import sends is still here, or can be made afresh.
+    can_import: bool = True
     # When a refresh was found to have been cut off; None otherwise.
     interrupted_at: datetime | None = None
     # What the provider said is wrong with the account: a key of TROUBLES; None when it said nothing is.
@@ -236,7 +248,8 @@ class ConnectionView:
     def can_retry(self) -> bool:
         """Whether asking for the import again would do something."""
         ended = self.disconnected_at or self.revoked_at or self.interrupted_at
-        return ended is None and (self.hand_off.state is not ImportState.IMPORTED or self.hand_off.drift is not None)
+        wanted = self.hand_off.state is not ImportState.IMPORTED or self.hand_off.drift is not None
+        return ended is None and wanted and self.can_import
 
 
 _OPERATOR_NOTES: Mapping[Status, str] = MappingProxyType(
@@ -341,7 +354,7 @@ class Connections:
     def retry(self, ref: str, *, actor: Actor) -> None:
         """Ask for the import again. One that stands in Sequin as it should is left alone.
 
-        Raises ConnectionUnknown or ConnectionEnded.
+        Raises ConnectionUnknown, ConnectionEnded or TokenErased.
         """
         now = self._clock.now()
         with self._database.write() as connection:
@@ -350,6 +363,9 @@ class Connections:
                 raise ConnectionEnded
             if row.import_state == ImportState.IMPORTED and row.drift is None:
                 return
+            if not self._can_import(row):
+                # Trying would only replace what is known about it by something less helpful.
+                raise TokenErased
             # Job before connection, as the worker takes them: the other order could deadlock.
             self._jobs.enqueue(connection, "import", row.id)
             connection.execute(
@@ -399,6 +415,7 @@ class Connections:
             hand_off=_hand_off(row),
             metadata=MappingProxyType(dict(row.host_metadata)),
             holds_grant=row.holds_grant,
+            can_import=self._can_import(row),
             connected_at=row.connected_at,
             revoked_at=row.revoked_at,
             interrupted_at=row.interrupted_at,
@@ -419,6 +436,11 @@ class Connections:
         if ends is not None and ends - self._clock.now() < ENDING_SOON:
             notes += (f"The refresh token ends on {ends:%Y-%m-%d}. The person has to connect again before.",)
         return notes
+
+    def _can_import(self, row: _Row) -> bool:
+        if row.holds_grant or row.app_key not in self._apps:
+            return True
+        return not self._apps.get(row.app_key).provider.import_needs_grant
 
     def _manage_url(self, row: _Row) -> str | None:
         if row.app_key not in self._apps:
@@ -607,6 +629,7 @@ def _standing(connection: Connection, ref: str) -> _Row:
         row = connection.execute(
             sa.select(
                 ConnectedAccount.id,
+                ConnectedAccount.grant_sealed.is_not(None).label("holds_grant"),
                 ConnectedAccount.import_state,
                 ConnectedAccount.disconnected_at,
                 ConnectedAccount.app_key,

@@ -30,6 +30,7 @@ from broker.errors import (
     Verdict,
 )
 from broker.events import EventType
+from broker.http import TOTAL_SECONDS
 from broker.jobs import Done, Hold, Jobs, Later, LeasedJob, Outcome, Park, Retry
 from broker.matching import OAuthAppMatch, OAuthAppUnmatched
 from broker.models import CleanUp, ConnectedAccount, ImportState
@@ -38,7 +39,10 @@ from broker.providers.base import GrantIncomplete
 from broker.secret import digest
 from broker.sequin import Credential, Sequin
 from broker.vault import Vault
+from broker.verification import CredentialOverwritten
 
+SEND_SECONDS = TOTAL_SECONDS
+"""Total time for one import, from before the last look at the lease."""
 HOLD_SECONDS = 15.0
 """How often a delivery that waits for a setting looks again."""
 OAUTH_APP_FIELD = "oauth_app_id"
@@ -89,18 +93,24 @@ class Deliveries:
             return self._record(job, row, Done(), None, None)
         try:
             sending = self._prepare(row)
+            began = self._clock.monotonic()
             if not self._may_send(job, row):
                 return Done()
+        except BrokerError as failure:
+            return self._record(job, row, self._judge(failure), None, None)
+        try:
             credential = self._sequin.import_credential(
                 properties=sending.properties,
                 oauth_app_id=sending.oauth_app_id,
                 name=sending.name,
                 # An unchanged one is left out, so that what the host changed in Sequin since is not undone.
                 metadata=None if row.metadata_digest == sending.metadata_digest else sending.metadata,
+                # From before the last look at the lease: who was paused since then sends nothing any more.
+                deadline=SEND_SECONDS - (self._clock.monotonic() - began),
             )
-        except (BrokerError, NetworkError) as failure:
-            return self._record(job, row, self._judge(failure), None, None)
-        return self._record(job, row, Done(), credential, sending)
+        except BrokerError as failure:
+            return self._record(job, row, self._judge(failure), None, None, may_have_arrived=_may_arrive(failure))
+        return self._record(job, row, Done(), credential, sending, may_have_arrived=True)
 
     def failed(self, job: LeasedJob, outcome: Outcome) -> None:
         """Record a failure nobody foresaw on the job and on its connection, so that both tell the same."""
@@ -161,6 +171,8 @@ class Deliveries:
         outcome: Outcome,
         credential: Credential | None,
         sent: _Import | None,
+        *,
+        may_have_arrived: bool = False,
     ) -> Outcome:
         """Commit the outcome on the job and on the connection together, or neither."""
         now = self._clock.now()
@@ -169,8 +181,8 @@ class Deliveries:
             judged_at = self._database.now(connection)
             if not self._jobs.settle(connection, job, outcome, now=judged_at):
                 # Somebody else has this job. If we sent, what Sequin holds may be ours: let the latest token go again.
-                if credential is not None:
-                    self._put_right(connection, job.subject_id, credential)
+                if may_have_arrived and row is not None:
+                    self._put_right(connection, row, credential)
                 log.warning("delivery.lease_lost", connection=row.ref if row else None)
                 return outcome
             if row is None:
@@ -197,22 +209,75 @@ class Deliveries:
         self._tell(row, outcome)
         return outcome
 
-    def _put_right(self, connection: Connection, connection_id: int, credential: Credential) -> None:
-        """Follow up what arrived in Sequin too late: the latest token goes again, or what was ended is taken away."""
-        row = connection.execute(
-            sa.select(_connections.c.disconnected_at, _connections.c.credential_id).where(
-                _connections.c.id == connection_id
+    def _put_right(self, connection: Connection, late: Row[Any], credential: Credential | None) -> None:
+        """Follow up what may have arrived in Sequin too late: the latest token goes again, what was ended goes away.
+
+        `late` is the connection as it was sent; `credential` what Sequin answered, None where that was lost.
+        """
+        # Sequin knows a credential by its account, and the account may be somebody else's by now.
+        names = ("id", "ref", "app_key", "disconnected_at", "revoked_at", "credential_id", "token_version")
+        shown: list[sa.ColumnElement[Any]] = [_connections.c[name] for name in names]
+        shown.append(_connections.c.grant_sealed.is_not(None).label("holds_grant"))
+        found = connection.execute(
+            sa.select(*shown).where(
+                sa.or_(
+                    _connections.c.id == late.id,
+                    sa.and_(
+                        _connections.c.app_key == late.app_key,
+                        _connections.c.account_id == late.account_id,
+                        _connections.c.mode == late.mode,
+                        _connections.c.disconnected_at.is_(None),
+                    ),
+                )
             )
-        ).one()
-        if row.disconnected_at is None:
-            self._jobs.enqueue(connection, "import", connection_id)
-            return
-        self._jobs.enqueue(connection, "remove", connection_id)
-        other = {} if row.credential_id in (None, credential.id) else {"superseded_credential_id": row.credential_id}
+        ).all()
+        for row in found:
+            if row.disconnected_at is not None:
+                self._remove_again(connection, row, credential)
+            elif row.revoked_at is None:
+                self._send_again(connection, row, late)
+
+    def _send_again(self, connection: Connection, row: Row[Any], late: Row[Any]) -> None:
+        """Let a connection's token go once more after something else may have taken its place."""
+        now = self._clock.now()
+        is_same = (row.id, row.token_version) == (late.id, late.token_version)
+        values: dict[str, object] = {}
+        if row.holds_grant or not self._apps.get(row.app_key).provider.import_needs_grant:
+            self._jobs.enqueue(connection, "import", row.id)
+            # Not verified any more: until then nothing may be erased.
+            values = {"import_state": ImportState.PENDING, "verified_at": None}
+        elif not is_same:
+            # Sequin shows no secrets, so that no check could tell.
+            found = CredentialOverwritten()
+            values = {
+                "import_state": ImportState.PARKED, "import_error": found.code, "import_error_detail": found.sentence,
+                "health": "error", "health_note": f"{found.sentence} {found.cure}", "drift": found.code,
+                "drifted_at": now, "checked_at": now,
+            }  # fmt: skip
+            log.error("delivery.overwritten", connection=row.ref, by=late.ref, cure=found.cure)
+        if row.id != late.id:
+            # The late one has put its own there.
+            values["metadata_digest"] = None
+        if values:
+            connection.execute(
+                sa.update(_connections).where(_connections.c.id == row.id).values(updated_at=now, **values)
+            )
+            events.changed(connection, row.id, at=now)
+
+    def _remove_again(self, connection: Connection, row: Row[Any], credential: Credential | None) -> None:
+        """Let what was ended be taken away once more; where its id is not known, it is looked for."""
+        self._jobs.enqueue(connection, "remove", row.id)
+        values: dict[str, object] = {"removal": CleanUp.PENDING}
+        if credential is None:
+            values["import_state"] = ImportState.PENDING
+        else:
+            values["credential_id"] = credential.id
+            if row.credential_id not in (None, credential.id):
+                values["superseded_credential_id"] = row.credential_id
         connection.execute(
             sa.update(_connections)
-            .where(_connections.c.id == connection_id, _connections.c.disconnected_at.is_not(None))
-            .values(credential_id=credential.id, removal=CleanUp.PENDING, **other)
+            .where(_connections.c.id == row.id, _connections.c.disconnected_at.is_not(None))
+            .values(**values)
         )
 
     def _after(
@@ -255,3 +320,10 @@ class Deliveries:
             log.warning("delivery.held", connection=row.ref, error=outcome.error, detail=outcome.detail)
         else:
             log.error("delivery.parked", connection=row.ref, error=outcome.error, detail=outcome.detail)
+
+
+def _may_arrive(failure: BrokerError) -> bool:
+    """Tell whether an import may have been made although it failed here."""
+    if isinstance(failure, NetworkError):
+        return failure.sent
+    return isinstance(failure, SequinError) and failure.verdict is Verdict.RETRY

@@ -380,8 +380,8 @@ class Jobs:
         """Make jobs due that wait because of something that has passed, in the caller's transaction.
 
         Without `after` each goes back to its place in the line: when it was asked for, not when it last failed.
-        Without `subjects` those with an error; with them every waiting job about one of these.
-        Returns how many.
+        Without `subjects` those with an error; with them every waiting job about one of these, or only those with
+        an error for `failed`. Returns how many.
         """
         now = self._database.now(connection)
         waiting = (

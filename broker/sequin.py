@@ -116,8 +116,11 @@ class Sequin:
         oauth_app_id: str,
         name: str | None = None,
         metadata: Mapping[str, object] | None = None,
+        deadline: float = TOTAL_SECONDS,
     ) -> Credential:
         """Create the credential, or update the one for the same upstream account: it may be repeated.
+
+        Nothing is sent any more once `deadline`, in seconds from now, has passed.
 
         `metadata=None` leaves what Sequin has. Refuses here, without a request, a value made of stars alone: that is
         how Sequin shows a secret, and importing it would replace the real one.
@@ -132,7 +135,7 @@ class Sequin:
         if metadata is not None:
             body["metadata"] = dict(metadata)
         with self._watch(conclusive=True):
-            answer = self._call("POST", "/v1/credentials", body, secrets=_secrets_of(properties))
+            answer = self._call("POST", "/v1/credentials", body, secrets=_secrets_of(properties), deadline=deadline)
             return _credential(self._single(answer))
 
     def credential(self, id: str) -> Credential:  # noqa: A002 - it is what Sequin calls it

@@ -36,12 +36,20 @@ log = structlog.get_logger(__name__)
 _connections = table(ConnectedAccount)
 
 
+RECONNECT = "The person has to reconnect."
+IMPORT_AGAIN = "Import it again."
+
+
 class Drift(BrokerError):
     """Sequin does not hold what was imported. `sentence` is for operators; the cure is one action."""
 
     code = "drift"
     verdict = Verdict.PERSON
     sentence: ClassVar[str] = ""
+    # The cure where what an import sends is still here, or can be made afresh.
+    cure_with_token: ClassVar[str] = ""
+    # Which of the two it is here.
+    remedy: str = ""
 
 
 class CredentialMissing(Drift):
@@ -49,7 +57,8 @@ class CredentialMissing(Drift):
 
     code = "credential_missing"
     sentence = "Sequin no longer has this credential."
-    cure = "Import it again; if the token was erased meanwhile, the person has to reconnect."
+    cure = RECONNECT
+    cure_with_token = IMPORT_AGAIN
 
 
 class CredentialMoved(Drift):
@@ -57,7 +66,8 @@ class CredentialMoved(Drift):
 
     code = "credential_moved"
     sentence = "In Sequin this credential stands under another OAuth app."
-    cure = "Import it again; if the token was erased meanwhile, the person has to reconnect."
+    cure = RECONNECT
+    cure_with_token = IMPORT_AGAIN
 
 
 class CredentialChanged(Drift):
@@ -65,7 +75,8 @@ class CredentialChanged(Drift):
 
     code = "credential_changed"
     sentence = "In Sequin this credential speaks of another account or kind."
-    cure = "Import it again; if the token was erased meanwhile, the person has to reconnect."
+    cure = RECONNECT
+    cure_with_token = IMPORT_AGAIN
 
 
 class CredentialUnhealthy(Drift):
@@ -73,7 +84,15 @@ class CredentialUnhealthy(Drift):
 
     code = "credential_unhealthy"
     sentence = "Sequin reports that this credential does not work."
-    cure = "The person has to reconnect."
+    cure = RECONNECT
+
+
+class CredentialOverwritten(Drift):
+    """An import that came too late has put an older token into the credential, and the current one was erased."""
+
+    code = "credential_overwritten"
+    sentence = "An older import that came late has replaced the token in Sequin, and ours was erased by then."
+    cure = RECONNECT
 
 
 class Verifications:
@@ -131,10 +150,23 @@ class Verifications:
         try:
             found = self._compare(row, self._sequin.credential(row.credential_id))
         except SequinNotFound:
-            return CredentialMissing()
-        if found is None and row.superseded_credential_id is not None:
+            found = CredentialMissing()
+        if found is not None:
+            can_import = row.grant_sealed is not None or not self._apps.get(row.app_key).provider.import_needs_grant
+            found.remedy = (can_import and found.cure_with_token) or found.cure
+        elif row.superseded_credential_id is not None and not self._is_in_use(row):
             self._sequin.delete_credential(row.superseded_credential_id)
         return found
+
+    def _is_in_use(self, row: Row[Any]) -> bool:
+        """Tell whether another connection stands on the credential that this one has left behind."""
+        query = sa.select(_connections.c.id).where(
+            _connections.c.credential_id == row.superseded_credential_id,
+            _connections.c.id != row.id,
+            _connections.c.disconnected_at.is_(None),
+        )
+        with self._database.read() as connection:
+            return connection.execute(query.limit(1)).first() is not None
 
     def _compare(self, row: Row[Any], credential: Credential) -> Drift | None:
         if credential.oauth_app_id != row.sequin_oauth_app_id:
@@ -191,14 +223,14 @@ class Verifications:
         if found is not None:
             told: dict[str, object] = {
                 "health": "error",
-                "health_note": f"{found.sentence} {found.cure}",
+                "health_note": f"{found.sentence} {found.remedy}",
                 "drift": found.code,
                 # Since the first of them in a row, whatever it was.
                 "drifted_at": row.drifted_at or self._clock.now(),
                 "failing_since": sa.func.coalesce(_connections.c.failing_since, self._clock.now()),
             }
             # A credential made anew has no metadata: send it again.
-            return told | {"metadata_digest": None} if isinstance(found, CredentialMissing) else told
+            return told if isinstance(found, CredentialUnhealthy) else told | {"metadata_digest": None}
         passed: dict[str, object] = {
             "drift": None, "drifted_at": None, "verified_at": self._clock.now(), "superseded_credential_id": None,
         }  # fmt: skip

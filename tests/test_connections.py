@@ -18,10 +18,12 @@ from broker.connections import (
     ConnectionFilters,
     ConnectionUnknown,
     CursorUnknown,
+    TokenErased,
 )
 from broker.links import LinkRequest
 from broker.models import ConnectedAccount, ImportState, Job, JobState, Link
 from broker.status import NOTES, Status, status_expression, status_of
+from tests.connecting import github_app
 from tests.house import START, House, open_house
 
 STAFF = Actor("operator", "sam@example.com")
@@ -287,7 +289,8 @@ def test_a_link_shows_only_what_it_connected(house: House) -> None:
 
 @pytest.mark.parametrize("state", [ImportState.PARKED, ImportState.HELD, ImportState.PENDING])
 def test_asking_again_arms_the_import_and_says_who_asked(house: House, state: ImportState) -> None:
-    ref = house.connection(house.end_user("jo"), import_state=state, import_error="sequin_refused")
+    held = {"import_error": "sequin_refused", "grant_sealed": b"sealed"}
+    ref = house.connection(house.end_user("jo"), import_state=state, **held)
     assert house.connections.find(ref).can_retry
     house.connections.retry(ref, actor=STAFF)
     view = house.connections.find(ref)
@@ -330,9 +333,29 @@ def test_a_connection_that_ended_is_not_checked(house: House) -> None:
 
 def test_drift_is_cured_by_importing_again(house: House) -> None:
     drifted = {"import_state": "imported", "drift": "credential_missing", "health": "error", "health_note": "Gone."}
-    ref = house.connection(house.end_user("jo"), **drifted)
+    ref = house.connection(house.end_user("jo"), grant_sealed=b"sealed", **drifted)
     assert house.connections.find(ref).can_retry
     house.connections.retry(ref, actor=STAFF)
     found = house.connections.find(ref)
     assert (found.status, found.hand_off.drift) == (Status.PENDING, None)
     assert house.value(sa.select(Job.kind)) == "import"
+
+
+def test_an_import_is_not_promised_again_once_its_token_was_erased(house: House) -> None:
+    drifted = {"import_state": "imported", "drift": "credential_missing", "health": "error", "health_note": "Gone."}
+    ref = house.connection(house.end_user("jo"), **drifted)
+    assert not house.connections.find(ref).can_retry
+    with pytest.raises(TokenErased):
+        house.connections.retry(ref, actor=STAFF)
+    found = house.connections.find(ref)
+    assert (found.status, found.hand_off.drift) == (Status.ERROR, "credential_missing")
+    assert house.value(sa.select(Job.kind)) is None
+
+
+def test_what_needs_no_token_can_always_be_imported_again(database_url: str) -> None:
+    with open_house(database_url, apps={"github": github_app()}) as house:
+        drifted = {"app_key": "github", "provider": "github", "kind": "github_app", "drift": "credential_missing"}
+        ref = house.connection(house.end_user("jo"), account_facts={"installation_id": 9}, **drifted)
+        assert house.connections.find(ref).can_retry
+        house.connections.retry(ref, actor=STAFF)
+        assert house.value(sa.select(Job.kind)) == "import"

@@ -60,7 +60,7 @@ def _checked(connection: ConnectionView) -> dict[str, str | None]:
         return told | {"state": "unchecked", "found": failure.code, "sentence": failure.detail, "cure": failure.cure}
     if drift is None:
         return told
-    return told | {"state": "drift", "found": drift.code, "sentence": drift.sentence, "cure": drift.cure}
+    return told | {"state": "drift", "found": drift.code, "sentence": drift.sentence, "cure": drift.remedy}
 
 
 def _print(found: list[dict[str, str | None]], orphans: list[dict[str, str]]) -> None:

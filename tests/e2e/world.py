@@ -266,11 +266,11 @@ class World:
         )  # fmt: skip
         self.answers()
 
-    def start_worker(self, name: str = "worker", *, threads: int = 2) -> None:
-        """Start a worker process and wait until it works."""
+    def start_worker(self, name: str = "worker", *, threads: int = 2, **settings: str) -> None:
+        """Start a worker process, with settings of its own where given, and wait until it works."""
         log = self.folder / f"{name}.log"
         before = log.stat().st_size if log.exists() else 0
-        process = self.start(name, "worker", "--threads", str(threads))
+        process = self.start(name, "worker", "--threads", str(threads), **settings)
 
         def look() -> bool:
             said = log.read_bytes()[before:]
