@@ -39,7 +39,7 @@ ALONE_KEYS = 0x62726F << 40
 UNUSABLE = {"25006": "read-only", "42P01": "a table is missing"}
 """PostgreSQL's codes for a server that takes no writes and for tables not made yet (appendix A of its manual)."""
 
-TRUSTED_SECONDS = 1.0
+TRUSTED_SECONDS = 0.25
 """How long a pooled connection to PostgreSQL may have rested and still be used without asking."""
 _RESTED_SINCE = "broker.rested_since"
 _CLOCK = sa.select(sa.func.clock_timestamp())

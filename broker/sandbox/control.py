@@ -107,6 +107,22 @@ def health() -> Response:
     return jsonify(asked)
 
 
+@blueprint.post("/drift")
+def drift() -> Response:
+    """Change a credential at Sequin behind the broker's back: its OAuth app, or some of its properties."""
+    world, asked = current_world(), _object()
+    with world.lock:
+        found = world.sequin.credentials.get(str(asked.get("credential")))
+        if found is None:
+            raise Unscripted("'credential' is not the id of a credential.")
+        app = world.sequin.apps.get(str(asked.get("oauth_app_id", found.oauth_app_id)))
+        properties = asked.get("properties", {})
+        if app is None or not isinstance(properties, dict):
+            raise Unscripted("'oauth_app_id' is the id of an OAuth app, 'properties' an object.")
+        world.sequin.alter(found, app, properties)
+    return jsonify(asked)
+
+
 @blueprint.post("/emit")
 def emit() -> Response:
     """Let something happen at a provider and send its webhook to the broker; return what the broker answered."""

@@ -17,7 +17,7 @@ from datetime import UTC, datetime, timedelta
 from functools import cached_property
 from html.parser import HTMLParser
 from pathlib import Path
-from typing import Any, Protocol, TypeVar
+from typing import IO, Any, Protocol, TypeVar
 from urllib.parse import urljoin
 
 import requests
@@ -202,6 +202,9 @@ class Witness(Person):
 class World:
     """The processes. `stop` ends every one of them."""
 
+    pipes_logs = False
+    """Whether another process writes the logs, for when the broker's own may write no file."""
+
     def __init__(self, folder: Path, database_url: str, **settings: str) -> None:
         self.folder = folder
         self.database_url = database_url
@@ -210,6 +213,7 @@ class World:
         self.url = f"http://localhost:{self.port}"
         self.sandbox_url = f"http://127.0.0.1:{self.sandbox_port}"
         self.processes: dict[str, subprocess.Popen[bytes]] = {}
+        self.writers: list[subprocess.Popen[bytes]] = []
         self.environment = self._environment(settings)
 
     def _environment(self, settings: Mapping[str, str]) -> dict[str, str]:
@@ -244,7 +248,7 @@ class World:
 
     def start(self, name: str, *arguments: str, **settings: str) -> subprocess.Popen[bytes]:
         """Start `broker ARGUMENTS` under a name; its output goes to `NAME.log`."""
-        with (self.folder / f"{name}.log").open("ab") as log:
+        with self._log(name) as log:
             process = subprocess.Popen(
                 [sys.executable, "-m", *self.program(name), *arguments, "--until-eof"],
                 env=self.environment | settings, cwd=ROOT, stdin=subprocess.PIPE, stdout=log,
@@ -252,6 +256,19 @@ class World:
             )  # fmt: skip
         self.processes[name] = process
         return process
+
+    @contextmanager
+    def _log(self, name: str) -> Iterator[IO[bytes]]:
+        with (self.folder / f"{name}.log").open("ab") as log:
+            if not self.pipes_logs:
+                yield log
+                return
+            writer = subprocess.Popen(["cat"], stdin=subprocess.PIPE, stdout=log, start_new_session=True)
+        self.writers.append(writer)
+        assert writer.stdin is not None
+        # It ends with the last process that holds the other end.
+        with writer.stdin as pipe:
+            yield pipe
 
     def start_sandbox(self) -> None:
         """Start the sandbox and wait until it answers."""
@@ -304,6 +321,8 @@ class World:
             # Only what did not stop when it was asked to is left.
             for name in list(self.processes):
                 self.kill(name)
+            for writer in self.writers:
+                writer.wait(timeout=30)
 
     def answers(self) -> None:
         """Wait until the web server answers."""

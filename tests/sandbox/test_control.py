@@ -283,6 +283,10 @@ class TestEmit:
         github = github_signature("It's a Secret to Everybody", b"Hello, World!")
         assert github == "sha256=757107ea0eb2509fc211221cce984b8a37570b6d7586c22c46f4379c8b043e17"
 
+    def test_nothing_and_nowhere_are_no_drift(self, visitor: Visitor) -> None:
+        assert visitor.control("drift", credential="x").status_code == 400
+        assert visitor.control("drift", credential="x", oauth_app_id="nowhere").status_code == 400
+
     def test_the_health_of_nothing_cannot_be_set(self, visitor: Visitor) -> None:
         assert visitor.control("health", credential="x", status="error").status_code == 400
 

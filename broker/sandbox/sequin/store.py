@@ -111,11 +111,20 @@ class Store:
             known.health = Health("ok", [], now)
         return known
 
+    def alter(self, credential: Credential, app: OAuthApp, properties: Mapping[str, object]) -> None:
+        """Change a credential as no import would: move it to an OAuth app, let it speak of another account."""
+        self._by_account.pop(self._key(credential), None)
+        credential.oauth_app_id = app.id
+        credential.properties = {**credential.properties, **properties}
+        self._by_account[self._key(credential)] = credential.id
+
+    def _key(self, credential: Credential) -> tuple[str, str, str]:
+        return (credential.oauth_app_id, credential.kind, credential.rules.account(credential.properties))
+
     def delete(self, credential: Credential) -> None:
         """Forget a credential."""
         del self.credentials[credential.id]
-        key = (credential.oauth_app_id, credential.kind, credential.rules.account(credential.properties))
-        self._by_account.pop(key, None)
+        self._by_account.pop(self._key(credential), None)
 
     def register(
         self, provider: str, name: str, client_id: str, client_secret: str, metadata: Mapping[str, object]
