@@ -13,7 +13,8 @@ from broker.clock import Clock
 from broker.db import Database
 from broker.errors import Unreadable
 from broker.journal import flow_binding
-from broker.models import ConnectedAccount, Flow, KeyCanary
+from broker.models import ConnectedAccount, Flow, KeyCanary, WebhookEndpoint, WebhookSecret
+from broker.notifications import secret_binding
 from broker.vault import Binding, Vault, key_id
 
 _SENTENCE = b"the key that sealed this sentence still opens it"
@@ -53,15 +54,22 @@ class KeyRing:
         return unopened + absent
 
     def sample(self, most: int = 200) -> Sample:
-        """Open what was sealed last, up to `most` grants of connections and of flows each."""
+        """Open what was sealed last, up to `most` grants of connections and of flows each, and the webhook secrets."""
         kept = sa.select(ConnectedAccount.ref, ConnectedAccount.token_version, ConnectedAccount.grant_sealed)
         kept = kept.where(ConnectedAccount.grant_sealed.is_not(None)).order_by(ConnectedAccount.id.desc())
         waiting = sa.select(Flow.ref, Flow.grant_sealed).where(Flow.grant_sealed.is_not(None)).order_by(Flow.id.desc())
         with self._database.read() as connection:
             connections = connection.execute(kept.limit(most)).all()
             flows = connection.execute(waiting.limit(most)).all()
+            # Few: there are not many endpoints, and two secrets each at most.
+            signing = connection.execute(
+                sa.select(WebhookEndpoint.public_id, WebhookSecret.number, WebhookSecret.sealed).join(
+                    WebhookSecret, WebhookSecret.endpoint_id == WebhookEndpoint.id
+                )
+            ).all()
         found = [(row.ref, grant_binding(row.ref, row.token_version), row.grant_sealed) for row in connections]
         found += [(row.ref, flow_binding(row.ref), row.grant_sealed) for row in flows]
+        found += [(row.public_id, secret_binding(row.public_id, row.number), row.sealed) for row in signing]
         used: set[str] = set()
         unreadable: list[str] = []
         for ref, binding, sealed in found:

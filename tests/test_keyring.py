@@ -8,7 +8,8 @@ import pytest
 import sqlalchemy as sa
 
 from broker.keyring import KeyRing
-from broker.models import KeyCanary
+from broker.models import KeyCanary, WebhookEndpoint, WebhookSecret
+from broker.notifications import secret_binding
 from broker.settings import EncryptionKey
 from broker.vault import Vault
 from tests.house import House, open_house
@@ -80,3 +81,18 @@ def test_no_sentence_shows_a_key(house: House) -> None:
     told = " ".join(ring(house, EncryptionKey("k1", bytes(32)), NEW).check())
     assert OLD.key.hex() not in told
     assert NEW.key.hex() not in told
+
+
+def test_a_key_that_sealed_a_webhook_secret_is_in_use(house: House) -> None:
+    old, new = Vault([OLD]), Vault([NEW, OLD])
+    endpoint = house.insert(
+        WebhookEndpoint, public_id="whe_1", url="https://hooks.example/", description="", created_by="key_1",
+        created_at=house.clock.now(), updated_at=house.clock.now(),
+    )  # fmt: skip
+    both = KeyRing(house.database, new, house.clock)
+    assert both.sample().unused == ("k1",)
+    sealed = old.seal(b"whsec_", secret_binding("whe_1", 1))
+    house.insert(WebhookSecret, endpoint_id=endpoint, number=1, sealed=sealed, created_at=house.clock.now())
+    assert both.sample().unused == ()
+    house.run(sa.update(WebhookEndpoint).values(public_id="whe_2"))
+    assert both.sample().unreadable == ("whe_2",)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ipaddress
 import json
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -534,3 +535,31 @@ def test_what_is_sent_is_kept_apart_from_what_is_logged(bench: Bench, capsys: py
     assert receiver.secret.reveal() not in logged
     assert "SENTINEL-PATH" not in logged
     assert json.loads(receiver.tried[0].body or b"")["type"] == "connection.imported"
+
+
+def test_writers_and_dispatchers_at_the_same_time_lose_and_double_nothing(bench: Bench) -> None:
+    receiver = Receiver(bench)
+    writers, each = 4, 15
+
+    def write(writer: int) -> None:
+        for number in range(each):
+            with bench.database.write() as connection:
+                data = {"writer": writer, "number": number}
+                _add(connection, EventType.IMPORTED, bench.clock.now(), "user-1", data, connection_ref=f"{writer}")
+
+    def dispatch() -> None:
+        while len(bench.rows(WebhookDelivery)) < writers * each:
+            bench.services.notifications.dispatch()
+
+    with ThreadPoolExecutor(writers + 2) as pool:
+        for done in [
+            *[pool.submit(write, writer) for writer in range(writers)],
+            *[pool.submit(dispatch) for _ in range(2)],
+        ]:
+            done.result(60)
+    work(bench)
+    bodies = verified(bench, receiver)
+    assert sorted(body["id"] for body in bodies) == sorted(all_ids(bench))
+    for writer in range(writers):
+        told = [body["data"]["number"] for body in bodies if body["data"]["writer"] == writer]
+        assert told == list(range(each))

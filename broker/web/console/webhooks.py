@@ -10,6 +10,7 @@ from flask import g, redirect, render_template, request, url_for
 from werkzeug.wrappers import Response
 
 from broker.audit import Actor
+from broker.connections import cure_of
 from broker.models import SendState
 from broker.web import services
 from broker.webhook_endpoints import EndpointChanges, EndpointView
@@ -33,6 +34,17 @@ SENT: Mapping[SendState, Words] = MappingProxyType(
         SendState.PARKED: Words("Given up", "bad", "cross"),
     }
 )
+
+
+_CURES: Mapping[str, str] = MappingProxyType(
+    {
+        "unreachable": "Check that the endpoint runs, and that this machine can reach it.",
+        "deadline_exceeded": "The endpoint has to answer within 10 seconds; let it work on events afterwards.",
+        "redirect_refused": "The endpoint redirects elsewhere: the host has to save the final address.",
+        "address_refused": "Its name leads to an address that is not public; [webhooks] private_networks can allow it.",
+    }
+)
+"""What an operator can do where the general advice does not fit."""
 
 
 def standing(endpoint: EndpointView) -> Words:
@@ -62,6 +74,7 @@ def show_endpoint(public_id: str) -> str:
         endpoint=endpoint,
         page=page,
         standing=standing(endpoint),
+        cure=_cure(endpoint.error),
         sent=SENT,
         first="after" not in request.args,
         done=request.args.get("done", ""),
@@ -84,6 +97,12 @@ def resend_delivery(public_id: str, event_id: str) -> Response:
     """Send one event again."""
     services().webhook_endpoints.resend(public_id, event_id, actor=_operator())
     return _back(public_id, "resent")
+
+
+def _cure(error: str) -> str:
+    if error.startswith("http_"):
+        return "Look why the endpoint answers so; what waits goes out by itself once it takes it."
+    return _CURES.get(error, cure_of(error) if error else "")
 
 
 def _operator() -> Actor:
