@@ -116,9 +116,13 @@ class Notifications:
 
     def dispatch_all(self, connection: Connection) -> None:
         """Queue all that happened, in the caller's transaction, for the endpoints there are before it changes them."""
-        self._database.only_writer(connection, DISPATCHER, wait=True)
+        self.hold_dispatch(connection)
         while self._dispatch(connection) == DISPATCHED_AT_ONCE:
             pass
+
+    def hold_dispatch(self, connection: Connection) -> None:
+        """Let nobody queue anything until the caller's transaction ends."""
+        self._database.only_writer(connection, DISPATCHER, wait=True)
 
     def _dispatch(self, connection: Connection) -> int:
         now = self._clock.now()

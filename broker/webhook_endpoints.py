@@ -290,6 +290,8 @@ class WebhookEndpoints:
     def delete(self, public_id: str, *, actor: Actor) -> None:
         """Forget an endpoint with everything that was or was to be sent to it. Raises EndpointUnknown."""
         with self._database.write() as connection:
+            # A dispatcher takes the endpoint before the job: the two could wait for each other.
+            self._notifications.hold_dispatch(connection)
             key = _key_of(connection, public_id)
             # The job before the endpoint, as the worker takes them.
             self._jobs.cancel(connection, NOTIFY, key)

@@ -581,6 +581,73 @@ def test_public_addresses_are_told_from_private_ones(text: str, public: bool) ->
     assert is_public(ipaddress.ip_address(text)) is public
 
 
+@pytest.mark.parametrize(
+    ("text", "public"),
+    [
+        ("64:ff9b::808:808", True),
+        ("64:ff9b::a00:1", False),
+        ("64:ff9b::7f00:1", False),
+        ("2002:808:808::", True),
+        ("2002:7f00:1::", False),
+        ("2001:0:808:808::f5ff:fffe", False),
+    ],
+)
+def test_an_address_that_leads_to_another_is_judged_by_that(text: str, public: bool) -> None:
+    assert is_public(ipaddress.ip_address(text)) is public
+
+
+@pytest.mark.network
+@pytest.mark.parametrize(
+    "answer",
+    [
+        b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok",
+        b"HTTP/1.1 200 OK\r\nContent-Length: 9999999999\r\n\r\nok",
+        b"HTTP/1.1 200 OK\r\nContent-Encoding: gzip\r\nContent-Length: 2\r\n\r\nok",
+        b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\nnonsense",
+    ],
+)
+def test_a_post_ends_with_the_status_however_the_rest_is(http: Http, serve: Serve, answer: bytes) -> None:
+    server = serve(answer)
+    told = http.post(f"{server.url}/hook", headers={"X-A": "b"}, content=b'{"exact": "bytes" }')
+    assert (told.status, told.body) == (200, b"")
+    assert server.heard[0].endswith(b'\r\n\r\n{"exact": "bytes" }')
+    assert b"X-A: b\r\n" in server.heard[0]
+
+
+@pytest.mark.network
+def test_a_post_that_is_answered_too_late_redirected_or_not_at_all_is_a_failure(http: Http, serve: Serve) -> None:
+    def late(server: Server, _sock: socket.socket) -> None:
+        server.stopping.wait(3)
+
+    redirect = serve(b"HTTP/1.1 307 Elsewhere\r\nLocation: https://elsewhere.example/\r\nContent-Length: 0\r\n\r\n")
+    for server, failure in ((serve(late), DeadlineExceeded), (redirect, RedirectRefused)):
+        with pytest.raises(failure):
+            http.post(server.url, headers={}, content=b"{}", deadline=SOON)
+
+
+@pytest.mark.network
+def test_an_address_can_be_checked_without_calling_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    leads_to: dict[str, list[str]] = {"out.example": ["1.1.1.1"], "both.example": ["1.1.1.1", "10.0.0.1"]}
+
+    def resolve(host: str, port: int, *_more: object) -> list[tuple[object, ...]]:
+        if host not in leads_to:
+            raise socket.gaierror(-2, "Name or service not known")
+        return [(socket.AF_INET, socket.SOCK_STREAM, 6, "", (address, port)) for address in leads_to[host]]
+
+    monkeypatch.setattr(socket, "getaddrinfo", resolve)
+    http = Http(allow_plain_loopback=False, user_agent="t", may_connect=is_public)
+    http.check("https://out.example/hook")
+    http.check("https://nobody-knows.example/hook")
+    for refused in (
+        "https://both.example/",
+        "http://out.example/",
+        "https://a:b@out.example/",
+        "https://out.example\\@x/",
+    ):
+        with pytest.raises(AddressRefused):
+            http.check(refused)
+
+
 @pytest.mark.network
 def test_a_name_that_does_not_resolve_was_not_called(http: Http, monkeypatch: pytest.MonkeyPatch) -> None:
     def unknown(*args: object, **kwargs: object) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ipaddress
 import json
+import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -563,3 +564,26 @@ def test_writers_and_dispatchers_at_the_same_time_lose_and_double_nothing(bench:
     for writer in range(writers):
         told = [body["data"]["number"] for body in bodies if body["data"]["writer"] == writer]
         assert told == list(range(each))
+
+
+def test_an_endpoint_can_be_deleted_while_everybody_is_at_work(bench: Bench) -> None:
+    doomed, kept = Receiver(bench, url=f"{HOOK}/doomed"), Receiver(bench)
+    deleted = threading.Event()
+
+    def dispatch_and_send() -> None:
+        while not deleted.is_set():
+            happen(bench)
+            bench.worker.notify_once()
+
+    def delete() -> None:
+        try:
+            bench.services.webhook_endpoints.delete(doomed.id, actor=HOST)
+        finally:
+            deleted.set()
+
+    with ThreadPoolExecutor(4) as pool:
+        for under_way in [*[pool.submit(dispatch_and_send) for _ in range(3)], pool.submit(delete)]:
+            under_way.result(60)
+    work(bench)
+    assert sorted(set(kept.events)) == sorted(all_ids(bench))
+    assert {row.public_id for row in bench.rows(WebhookEndpoint)} == {kept.id}
