@@ -13,7 +13,7 @@ from sqlalchemy.engine import Connection
 
 from broker.errors import AppUnknown
 from broker.jobs import Jobs
-from broker.models import AuditRecord, ConnectedAccount, Job, JobState, ProviderEvent
+from broker.models import AuditRecord, ConnectedAccount, Event, Job, JobState, ProviderEvent
 from broker.provider_events import KIND, ProviderEvents
 from broker.providers.base import Notice, NoticeKind, WebhookInvalid, WebhookRefused
 from broker.secret import Secret
@@ -128,6 +128,8 @@ def test_a_deauthorization_ends_the_connection_and_erases_its_grant(bench: Bench
     assert view.note == "Stripe says that access to this account was removed. Reconnect it to go on."
     assert pending(bench) == set()
     assert ("provider", "stripe", "connection.revoked_by_provider", ref) in bench.house.audited()
+    told = bench.rows(Event)[-1]
+    assert (told.type, told.data["status"], told.data["ref"]) == ("connection.needs_attention", "revoked", ref)
 
 
 def test_what_was_going_on_for_a_stripe_app_is_taken_back(bench: Bench) -> None:
