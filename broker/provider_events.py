@@ -27,8 +27,10 @@ from broker.providers.base import Notice, NoticeKind
 
 KIND = "provider_event"
 """The jobs that act on events; the subject is the event."""
+TO_THE_SECOND = timedelta(seconds=1)
+"""Providers leave out fractions: in the second of a connect, what ended came after it."""
 IN_DOUBT = timedelta(minutes=5)
-"""Providers date their events by clocks of their own, and to the second: so near a reconnect, the provider is asked."""
+"""They date events by clocks of their own: where one is so little older than the connect, the provider is asked."""
 
 log = structlog.get_logger(__name__)
 
@@ -125,7 +127,7 @@ class ProviderEvents:
             newer_by = timedelta(0) if event.occurred_at is None else row.connected_at - event.occurred_at
             if newer_by >= IN_DOUBT:
                 counted["connected again since"] += 1
-            elif newer_by > timedelta(0):
+            elif newer_by >= TO_THE_SECOND:
                 counted["asked"] += self._ask(connection, row)
             else:
                 counted["revoked"] += mark_revoked(

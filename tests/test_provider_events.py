@@ -210,6 +210,13 @@ def test_where_clocks_may_be_wrong_about_the_order_the_provider_is_asked(bench: 
     assert bench.row(ConnectedAccount).revoked_at is not None
 
 
+def test_in_the_second_of_a_connect_what_ended_came_after_it(bench: Bench) -> None:
+    bench.later(seconds=0.9)
+    bench.connect()
+    send(bench)
+    assert act(bench) == "revoked: 1"
+
+
 def test_a_reconnect_after_the_event_counts_and_a_replay_does_not(bench: Bench) -> None:
     connected(bench)
     send(bench)

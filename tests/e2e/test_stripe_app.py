@@ -1,0 +1,164 @@
+"""Stripe Apps and Stripe's webhooks over real HTTP: connected, refused, refreshed, uninstalled and installed again."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+from urllib.parse import urlsplit, urlunsplit
+
+import pytest
+import sqlalchemy as sa
+
+from tests.e2e.world import Person, World, eventually
+
+TOKEN = ("POST", "/stripe/v1/oauth/token")
+APPS = {"stripe": "Stripe is connected", "stripe_app": "Stripe App is connected"}
+
+
+def status(world: World, end_user: str) -> str:
+    (found,) = world.connections(end_user)
+    return str(found["status"])
+
+
+def stored(world: World) -> list[tuple[str, str | None]]:
+    with world.database() as connection:
+        query = "SELECT delivery_id, outcome FROM provider_events ORDER BY id"
+        return [(row[0], row[1]) for row in connection.execute(sa.text(query))]
+
+
+def processed(world: World, delivery_id: str) -> str:
+    """Wait until an event was acted on and return what came of it."""
+    return eventually(lambda: dict(stored(world)).get(delivery_id))
+
+
+def emit(world: World, **order: object) -> int:
+    """Let Stripe send a webhook and return what the broker answered."""
+    return int(world.control("emit", **order)["status"])
+
+
+def connected(world: World, person: Person, end_user: str, app: str, account: str) -> dict[str, Any]:
+    world.control("consent", auto="allow", account=account)
+    page = person.connect(world.link(end_user), app)
+    assert APPS[app] in page.text
+    return world.verified(end_user)
+
+
+# --- connecting -----------------------------------------------------------------------------------------
+
+
+def test_an_installed_app_becomes_a_credential_and_its_token_is_kept_fresh(
+    world: World, person: Person, end_user: str
+) -> None:
+    connection = connected(world, person, end_user, "stripe_app", f"acct_1Fresh{end_user[7:]}")
+
+    (credential,) = world.credentials()
+    secrets = json.loads((world.folder / "sandbox.json").read_text())
+    assert credential["oauth_app_id"] == secrets["sequin_stripe_apps_app_id"]
+    assert connection["scopes"] == ["stripe_apps"]
+    first = credential["properties"]["secret"]
+    assert set(credential["properties"]) == {"kind", "secret", "test", "name", "stripe_user_id"}
+
+    # The hour is nearly over.
+    with world.database() as database:
+        database.execute(sa.text("UPDATE jobs SET due_at = updated_at WHERE kind = 'refresh' AND state = 'waiting'"))
+
+    def fresh() -> dict[str, Any] | None:
+        (found,) = world.credentials()
+        return found if found["properties"]["secret"] != first else None
+
+    renewed = eventually(fresh)
+    state = world.control("state")
+    (family,) = [one for one in state["families"] if one["account"] == connection["account"]["id"]]
+    assert (family["refreshes"], family["reuses"]) == (1, 0)
+    (grant,) = [one for one in state["grants"] if one["account"] == connection["account"]["id"]]
+    assert grant["access_token"] == renewed["properties"]["secret"]
+    assert renewed["id"] == credential["id"]
+    assert world.connections(end_user)[0]["ref"] == connection["ref"]
+
+
+def test_a_person_who_says_no_is_told_so(world: World, person: Person, end_user: str) -> None:
+    world.control("consent", auto="deny")
+    page = person.connect(world.link(end_user), "stripe_app")
+    assert world.flow_state(page.url) == "failed"
+    assert not world.requests_to(*TOKEN)
+    assert world.connections(end_user) == []
+
+
+def test_a_wrong_code_ends_the_attempt(world: World, person: Person, end_user: str) -> None:
+    callback = urlsplit(person.come_back(world.link(end_user), "stripe_app"))
+    query = "&".join("code=ac_wrong" if part.startswith("code=") else part for part in callback.query.split("&"))
+    page = person.follow(person.get(urlunsplit(callback._replace(query=query))))
+    assert world.flow_state(page.url) == "failed"
+    assert [entry["status"] for entry in world.requests_to(*TOKEN)] == [400]
+
+
+@pytest.mark.parametrize(
+    ("fault", "state"),
+    [
+        ({"on": "stripe.token", "fault": "status", "status": 200, "body": '{"error": "invalid_grant"}'}, "failed"),
+        ({"on": "stripe.token", "fault": "wrong_types"}, "failed"),
+        ({"on": "stripe.token", "fault": "status", "status": 200, "body": '{"token_type": "bearer"}'}, "failed"),
+        ({"on": "stripe.token", "fault": "status", "status": 503}, "interrupted"),
+        ({"on": "stripe.account", "fault": "status", "status": 403}, "failed"),
+        ({"on": "stripe.account", "fault": "wrong_types", "when": "after"}, "failed"),
+    ],
+    ids=["200-with-error", "wrong-types", "no-token", "5xx", "no-permission", "another-account"],
+)
+def test_whatever_stripe_answers_is_told_and_asked_once(
+    world: World, person: Person, end_user: str, fault: dict[str, Any], state: str
+) -> None:
+    callback = person.come_back(world.link(end_user), "stripe_app")
+    world.control("faults", **fault, times=9)
+    page = person.follow(person.get(callback))
+    assert world.flow_state(page.url) == state
+    assert len(world.requests_to(*TOKEN)) == 1
+    assert world.connections(end_user) == []
+
+
+# --- webhooks -------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("app", sorted(APPS))
+def test_removed_at_stripe_is_known_at_once_and_can_be_connected_again(
+    world: World, person: Person, end_user: str, app: str
+) -> None:
+    account, event = f"acct_1Gone{end_user[7:]}", f"evt_gone{end_user[7:]}"
+    connection = connected(world, person, end_user, app, account)
+
+    assert emit(world, provider=app, id=event, times=3) == 200
+
+    assert processed(world, event) == "revoked: 1"
+    assert status(world, end_user) == "revoked"
+    assert [one for one in stored(world) if one[0] == event] == [(event, "revoked: 1")]
+    with world.database() as database:
+        held = sa.text("SELECT grant_sealed FROM connections WHERE ref = :ref")
+        assert database.execute(held, {"ref": connection["ref"]}).scalar() is None
+
+    again = Person(world).connect(world.link(end_user), app)
+    assert APPS[app] in again.text
+    assert world.verified(end_user)["ref"] == connection["ref"]
+    assert eventually(lambda: status(world, end_user) == "ok")
+    # What was sent before the reconnect, and comes only now, is the old story.
+    late = f"{event}late"
+    assert emit(world, provider=app, account=account, id=late, effect=False, created=1_700_000_000) == 200
+    assert processed(world, late) == "connected again since: 1"
+    assert status(world, end_user) == "ok"
+
+
+def test_only_stripe_is_believed_and_only_about_what_it_says(world: World, person: Person, end_user: str) -> None:
+    account = f"acct_1Stays{end_user[7:]}"
+    connected(world, person, end_user, "stripe_app", account)
+    order = {"provider": "stripe_app", "account": account, "effect": False}
+    before = stored(world)
+
+    assert emit(world, **order, unsigned=True) == 401
+    assert emit(world, **order, secret="whsec_guessed") == 401
+    assert emit(world, **order, timestamp=1_700_000_000) == 401
+    assert emit(world, **order, payload={"id": "evt_x"}) == 400
+    assert stored(world) == before
+
+    for number, more in enumerate(({"livemode": True}, {"account": "acct_1Nobody"}, {"type": "invoice.paid"})):
+        event = f"evt_{number}{end_user[7:]}"
+        assert emit(world, **(order | more | {"id": event})) == 200
+        assert processed(world, event) in ("no connection of ours", "means nothing here")
+    assert status(world, end_user) in ("ok", "unknown")
