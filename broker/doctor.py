@@ -365,7 +365,8 @@ class Doctor:
         with self._database.read() as connection:
             count, detail = connection.execute(query).one()
         if count:
-            told = f"{count} connections cannot be imported. {_sentence(detail or '')}"
+            which = "1 connection" if count == 1 else f"{count} connections"
+            told = f"{which} cannot be imported. {_sentence(detail or '')}"
             yield Check("grants", State.FAIL, told, GrantIncomplete.cure, app.key)
 
     def _about_provider(self, app: OfferedApp) -> Iterator[Check]:

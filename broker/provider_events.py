@@ -21,7 +21,7 @@ from broker.clock import Clock
 from broker.db import Database, table
 from broker.errors import AppUnknown
 from broker.jobs import Done, Jobs, LeasedJob, Outcome
-from broker.models import ConnectedAccount, Job, ProviderEvent
+from broker.models import ConnectedAccount, ProviderEvent
 from broker.probes import mark_revoked
 from broker.providers.base import Notice, NoticeKind
 
@@ -36,7 +36,6 @@ log = structlog.get_logger(__name__)
 
 _connections = table(ConnectedAccount)
 _events = table(ProviderEvent)
-_jobs = table(Job)
 
 
 class Approve(Protocol):

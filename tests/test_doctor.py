@@ -15,6 +15,7 @@ import sqlalchemy as sa
 from broker.doctor import Check, Doctor, Report, Seen, State
 from broker.errors import ClientRefused, SequinUnauthorized
 from broker.models import ConnectedAccount, JobState
+from broker.providers.base import Notice, NoticeKind
 from broker.providers.github import PROVIDER as GITHUB
 from broker.secret import Secret
 from broker.settings import EncryptionKey
@@ -265,3 +266,37 @@ def test_a_check_that_hangs_or_breaks_costs_no_other(bench: Bench, monkeypatch: 
     report = examine(bench)
     assert time.monotonic() - began < 4
     assert wrong(report) == {("queue", None, State.FAIL), ("parked", None, State.FAIL)}
+
+
+# --- webhooks and grants --------------------------------------------------------------------------------
+
+
+def test_a_missing_webhook_secret_is_told_with_the_address_to_register(database_url: str) -> None:
+    with open_bench(database_url, apps={"stripe": replace(STRIPE, webhook_secrets=())}) as bench:
+        (found,) = (check for check in examine(well(bench)).checks if check.name == "webhook")
+    assert found.state is State.WARN
+    assert "http://localhost:8000/hooks/stripe" in found.fix
+
+
+def test_when_the_last_event_came_is_told(bench: Bench) -> None:
+    def told() -> str:
+        (found,) = (one for one in examine(bench).checks if one.name == "webhook" and one.app == "stripe")
+        return found.sentence
+
+    assert told() == "The webhook secret is set; no event has arrived in a month."
+    bench.services.provider_events.store("stripe", Notice(NoticeKind.NOTHING, "ping", "evt_1"))
+    assert told() == "The webhook secret is set; the last event arrived on 20 Nov at 10:00 UTC."
+
+
+def test_grants_that_cannot_be_imported_are_told_with_the_way_out(bench: Bench) -> None:
+    bench.network.get("https://api.stripe.com/v1/accounts/acct_1", json={"id": "acct_1"})
+    bench.stripe(access_token=None, refresh_token=None)
+    bench.sequin()
+    bench.connect()
+    bench.deliver()
+    report = examine(bench)
+    (found,) = (check for check in report.checks if check.name == "grants")
+    assert (found.state, found.app) == (State.FAIL, "stripe")
+    assert found.sentence.startswith("1 connection cannot be imported.")
+    assert "use the provider stripe_app" in found.sentence
+    assert found.fix.endswith("the person has to connect again.")

@@ -148,7 +148,7 @@ def test_removed_at_stripe_is_known_at_once_and_can_be_connected_again(
 def test_only_stripe_is_believed_and_only_about_what_it_says(world: World, person: Person, end_user: str) -> None:
     account = f"acct_1Stays{end_user[7:]}"
     connected(world, person, end_user, "stripe_app", account)
-    order = {"provider": "stripe_app", "account": account, "effect": False}
+    order: dict[str, Any] = {"provider": "stripe_app", "account": account, "effect": False}
     before = stored(world)
 
     assert emit(world, **order, unsigned=True) == 401
@@ -157,7 +157,8 @@ def test_only_stripe_is_believed_and_only_about_what_it_says(world: World, perso
     assert emit(world, **order, payload={"id": "evt_x"}) == 400
     assert stored(world) == before
 
-    for number, more in enumerate(({"livemode": True}, {"account": "acct_1Nobody"}, {"type": "invoice.paid"})):
+    others: list[dict[str, Any]] = [{"livemode": True}, {"account": "acct_1Nobody"}, {"type": "invoice.paid"}]
+    for number, more in enumerate(others):
         event = f"evt_{number}{end_user[7:]}"
         assert emit(world, **(order | more | {"id": event})) == 200
         assert processed(world, event) in ("no connection of ours", "means nothing here")
