@@ -188,7 +188,7 @@ def link_used(scene: Scene) -> None:
     link = scene.link(apps=["stripe"])
     stranger = scene.strangers().new_page()
     stranger.goto(link)
-    stranger.get_by_role("button", name="Connect Stripe").click()
+    stranger.get_by_role("button", name="Connect Stripe", exact=True).click()
     expect(stranger.get_by_role("heading", name="Stripe is connected")).to_be_visible()
     scene.go(link)
 
@@ -199,7 +199,7 @@ def link_other_browser(scene: Scene) -> None:
     scene.answers(None)
     stranger = scene.strangers().new_page()
     stranger.goto(link)
-    stranger.get_by_role("button", name="Connect Stripe").click()
+    stranger.get_by_role("button", name="Connect Stripe", exact=True).click()
     expect(stranger.get_by_text("stands in for")).to_be_visible()
     scene.go(link)
 
@@ -281,7 +281,7 @@ def account_taken(scene: Scene) -> None:
     scene.answers("allow", account)
     stranger = scene.strangers().new_page()
     stranger.goto(scene.host.link(f"{scene.end_user}-rival"))
-    stranger.get_by_role("button", name="Connect Stripe").click()
+    stranger.get_by_role("button", name="Connect Stripe", exact=True).click()
     scene.go(scene.link())
     scene.press("Connect Stripe")
     assert f"{scene.end_user}-rival" not in scene.page.content()

@@ -86,7 +86,7 @@ def context(browser: Browser) -> Iterator[BrowserContext]:
 def leave(page: Page, link: str) -> None:
     """Open a connect link and click its Connect button."""
     page.goto(link)
-    page.get_by_role("button", name="Connect Stripe").click()
+    page.get_by_role("button", name="Connect Stripe", exact=True).click()
 
 
 def allow(page: Page) -> None:

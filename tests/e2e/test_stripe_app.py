@@ -9,7 +9,7 @@ from urllib.parse import urlsplit, urlunsplit
 import pytest
 import sqlalchemy as sa
 
-from tests.e2e.world import Person, World, eventually
+from tests.e2e.world import Person, World, command, eventually
 
 TOKEN = ("POST", "/stripe/v1/oauth/token")
 APPS = {"stripe": "Stripe is connected", "stripe_app": "Stripe App is connected"}
@@ -163,3 +163,47 @@ def test_only_stripe_is_believed_and_only_about_what_it_says(world: World, perso
         assert emit(world, **(order | more | {"id": event})) == 200
         assert processed(world, event) in ("no connection of ours", "means nothing here")
     assert status(world, end_user) in ("ok", "unknown")
+
+
+# --- what Stripe does not let us do ---------------------------------------------------------------------
+
+
+def test_an_installed_app_stays_after_a_disconnect_and_the_person_is_told(
+    world: World, person: Person, end_user: str
+) -> None:
+    connection = connected(world, person, end_user, "stripe_app", f"acct_1Keeps{end_user[7:]}")
+    page = person.get(f"/connections/{connection['ref']}/disconnect")
+    assert "the installed app" in page.text
+    person.follow(person.press(page, f"/connections/{connection['ref']}/disconnect"))
+    eventually(lambda: not world.credentials(), within=60)
+    assert status(world, end_user) == "disconnected"
+
+
+def test_an_account_that_another_platform_controls_is_left_to_its_owner(
+    world: World, person: Person, end_user: str
+) -> None:
+    connection = connected(world, person, end_user, "stripe", "acct_1HarbourMarket00")
+    assert world.api("DELETE", f"connections/{connection['ref']}").status_code == 202
+
+    def told() -> bool:
+        (found,) = world.connections(end_user)
+        return "Stripe keeps the access until you remove it there" in str(found["note"])
+
+    eventually(told)
+
+
+def test_connect_without_a_token_is_parked_and_the_doctor_knows_the_way_out(
+    world: World, person: Person, end_user: str
+) -> None:
+    world.control("options", stripe_tokens=False)
+    world.control("consent", auto="allow", account=f"acct_1Bare{end_user[7:]}")
+    page = person.connect(world.link(end_user), "stripe")
+    assert APPS["stripe"] in page.text
+    eventually(lambda: status(world, end_user) == "import_failed")
+    assert world.credentials() == []
+    report = json.loads(command("doctor", "--json", environment=world.environment).stdout)
+    (found,) = (check for check in report["checks"] if check["name"] == "grants" and check["app"] == "stripe")
+    assert "use the provider stripe_app" in found["sentence"]
+    # What waits for a person is nobody else's trouble here.
+    (connection,) = world.connections(end_user)
+    assert world.api("DELETE", f"connections/{connection['ref']}").status_code == 202
