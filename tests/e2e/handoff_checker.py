@@ -37,6 +37,8 @@ IMPORT_PATH = "/sequin/v1/credentials"
 TOKEN_PATHS = ("/stripe/oauth/token", "/github/login/oauth/access_token")
 UNDER_WAY = ("opened", "redeeming")
 ENDED = ("done", "failed", "expired", "interrupted")
+OF_FLOWS = ("finish", "discard")
+OF_CONNECTIONS = ("import", "verify", "refresh", "probe", "revoke", "remove")
 NEVER_AT_REST = ("finish", "discard", "import", "revoke", "remove")
 TABLES = {
     "people": "SELECT id, external_id FROM end_users",
@@ -204,11 +206,13 @@ def stuck(evidence: Evidence) -> Iterator[Violation]:
         doing += ["import_state"] if not ended and row["import_state"] == "pending" else []
         for name in doing:
             yield Violation("stuck", row["ref"], f"{name} is still pending")
-    flow_ids = {flow["id"] for flow in evidence.flows.values()}
+    flows, connections = {flow["id"] for flow in evidence.flows.values()}, set(evidence.connections)
     for job in evidence.tables["jobs"]:
-        subjects = flow_ids if job["kind"] in ("finish", "discard") else evidence.connections
         waits = job["state"] == "running" or (job["state"] == "waiting" and job["kind"] in NEVER_AT_REST)
-        if job["subject_id"] in subjects and waits:
+        is_theirs = (job["kind"] in OF_FLOWS and job["subject_id"] in flows) or (
+            job["kind"] in OF_CONNECTIONS and job["subject_id"] in connections
+        )
+        if waits and is_theirs:
             yield Violation("stuck", f"{job['kind']} {job['subject_id']}", f"the job is {job['state']}: {job['error']}")
 
 

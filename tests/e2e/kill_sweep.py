@@ -36,8 +36,8 @@ from tests.e2e.world import Witness, World, eventually, forget_everything, let_p
 
 LEASE = timedelta(seconds=31)
 TRIES = 6
-PATIENCE = 5.0
-BESIDES = ("Sessions.purge", "Purge.", "Reconciliation.", "/readyz")
+PATIENCE = 15.0
+BESIDES = ("Sessions.purge", "Purge.", "Reconciliation.", "Notifications.", "/readyz")
 """What a process does of its own accord, whether or not anybody is on the way."""
 
 _jobs = table(Job)
@@ -410,7 +410,10 @@ def main() -> int:
     """Sweep every journey on the databases asked for."""
     arguments = argparse.ArgumentParser(prog="kill_sweep", description="Kill at every step of the way.")
     arguments.add_argument("--database", choices=["sqlite", "postgresql"], action="append", help="both by default")
-    asked = arguments.parse_args().database or ["sqlite", "postgresql"]
+    arguments.add_argument("--journey", default="", help="only journeys with this in their name")
+    given = arguments.parse_args()
+    asked = given.database or ["sqlite", "postgresql"]
+    journeys = [journey for journey in JOURNEYS if given.journey in str(journey)]
     runs: dict[str, dict[Journey, list[Run]]] = {}
     with ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="kill-sweep-")))
@@ -424,7 +427,7 @@ def main() -> int:
             (folder / name).mkdir()
             with doomed_world(databases, folder / name) as world:
                 runs[name] = {}
-                for journey in JOURNEYS:
+                for journey in journeys:
                     print(f"\n{name}: {journey}", flush=True)
                     runs[name][journey] = []
                     for run in sweep(world, journey):

@@ -173,6 +173,11 @@ def job_waiting(evidence: Evidence) -> None:
     job_of(evidence, "checker-dora", "remove")["state"] = "waiting"
 
 
+def discard_waiting(evidence: Evidence) -> None:
+    flow = flow_of(evidence, "checker-ana")["id"]
+    evidence.tables["jobs"].append({"kind": "discard", "subject_id": flow, "state": "waiting", "error": None})
+
+
 def imports_in_the_wrong_order(evidence: Evidence) -> None:
     first, second = imports_of(evidence, "checker-carol")
     first["body"], second["body"] = second["body"], first["body"]
@@ -276,6 +281,7 @@ PLANTED: list[tuple[Plant, str]] = [
     (revocation_under_way, "stuck"),
     (job_running, "stuck"),
     (job_waiting, "stuck"),
+    (discard_waiting, "stuck"),
     (imports_in_the_wrong_order, "older_token"),
     (token_of_before, "older_token"),
     (another_token_than_sealed, "older_token"),
