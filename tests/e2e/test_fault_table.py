@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from datetime import UTC, datetime, timedelta
 from email.utils import format_datetime
+from functools import cache
 from typing import Any
 
 import pytest
@@ -67,20 +68,30 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     if "name" in metafunc.fixturenames:
         cells = [(database, name) for database in DATABASES for name in FAULTS
                  if database == DATABASES[0] or name in ONE_OF_EACH]  # fmt: skip
-        metafunc.parametrize(("running", "name"), cells, indirect=["running"])
+        metafunc.parametrize(("database", "name"), cells)
 
 
 @pytest.fixture(scope="module")
-def running(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Bench]:
-    databases: Databases = request.getfixturevalue(f"{request.param}_databases")
-    with databases.migrated() as url, running_bench(url, tmp_path_factory.mktemp("bench")) as bench:
-        yield bench
+def benches(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Callable[[str], Bench]]:
+    """Lend a bench on each kind of database, set up when it is first asked for."""
+    with ExitStack() as stack:
+
+        @cache
+        def lend(database: str) -> Bench:
+            databases: Databases = request.getfixturevalue(f"{database}_databases")
+            url = stack.enter_context(databases.migrated())
+            return stack.enter_context(running_bench(url, tmp_path_factory.mktemp("bench")))
+
+        yield lend
 
 
 @pytest.fixture
-def bench(running: Bench) -> Bench:
-    running.afresh()
-    return running
+def bench(benches: Callable[[str], Bench], database: str) -> Bench:
+    found = benches(database)
+    found.afresh()
+    return found
 
 
 @pytest.fixture

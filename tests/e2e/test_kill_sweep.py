@@ -34,7 +34,9 @@ def test_a_kill_at_any_step_leaves_nothing_amiss(
 
 def test_the_kill_points_of_the_promise_are_among_the_steps(request: pytest.FixtureRequest) -> None:
     swept = request.config.stash.get(kill_runs, {})
-    for database, journeys in swept.items():
-        if set(journeys) == set(JOURNEYS):
-            steps = {run.step for runs in journeys.values() for run in runs}
-            assert {name for name, step in NAMED.items() if step not in steps} == set(), database
+    whole = {database: runs for database, runs in swept.items() if set(runs) == set(JOURNEYS)}
+    if not whole:
+        pytest.skip("the sweep itself was left out")
+    for database, journeys in whole.items():
+        steps = {run.step for runs in journeys.values() for run in runs}
+        assert {name for name, step in NAMED.items() if step not in steps} == set(), database
