@@ -38,6 +38,7 @@ class Scope(StrEnum):
     EVENTS_READ = "events:read"
     WEBHOOKS_READ = "webhooks:read"
     WEBHOOKS_WRITE = "webhooks:write"
+    END_USERS_ERASE = "end_users:erase"
 
 
 class ApiKeyInvalid(Refused):

@@ -20,17 +20,20 @@ from broker.apps import AppCatalogue
 from broker.circuits import SEQUIN, Circuits, app_circuit
 from broker.cli import BrokerCommands
 from broker.clock import Clock, SystemClock
+from broker.confirmation import Confirmations
 from broker.connections import Connections
 from broker.db import Database, db, engine_options, keep_private, migrations_path, prepare
 from broker.delivery import Deliveries
 from broker.discards import Discards
 from broker.disconnection import Disconnections
 from broker.doctor import Doctor
+from broker.erasure import Erasures
 from broker.events import Events
 from broker.figures import Figures
 from broker.flow_page import FlowPages
 from broker.flows import Flows
 from broker.http import Http
+from broker.idempotency import IdempotentCalls
 from broker.jobs import Jobs
 from broker.journal import FlowJournal
 from broker.keyring import KeyRing
@@ -60,6 +63,7 @@ from broker.web.api import blueprint as api
 from broker.web.connect import blueprint as connect
 from broker.web.connections import blueprint as connections
 from broker.web.console import blueprint as console
+from broker.web.docs import blueprint as docs
 from broker.web.hooks import blueprint as hooks
 from broker.web.metrics import blueprint as metrics
 from broker.web.ops import blueprint as ops
@@ -86,7 +90,7 @@ def create_app(settings: Settings | None = None, *, clock: Clock | None = None, 
     app.extensions["broker"] = services
     init_web(app, settings)
     embedded.init_app(app, services)
-    for blueprint in (connect, connections, console, api, hooks, ops, metrics):
+    for blueprint in (connect, connections, console, api, docs, hooks, ops, metrics):
         app.register_blueprint(blueprint)
     limits.init_app(app, settings)
     # For `flask --app wsgi …`; there `db` is Flask-Migrate's, which comes first.
@@ -143,9 +147,17 @@ def build_services(
     connections = Connections(database, clock, apps, jobs)
     notifications = Notifications(database=database, clock=clock, vault=vault, http=outward, jobs=jobs)
     sessions = Sessions(database, clock)
+    idempotent_calls = IdempotentCalls(database, clock, vault)
     lifetime = timedelta(minutes=settings.flow_minutes)
     provider_events = ProviderEvents(database=database, clock=clock, apps=apps, jobs=jobs)
     journal = FlowJournal(database=database, clock=clock, apps=apps, vault=vault, jobs=jobs, lifetime=lifetime)
+    flows = Flows(
+        journal=journal, database=database, clock=clock, apps=apps, settings=settings, oauth=oauth, http=http,
+        vault=vault, jobs=jobs, circuits=circuits,
+    )  # fmt: skip
+    disconnections = Disconnections(
+        database=database, clock=clock, apps=apps, vault=vault, http=http, sequin=sequin, jobs=jobs, circuits=circuits
+    )
     return Services(
         settings=settings,
         clock=clock,
@@ -156,10 +168,8 @@ def build_services(
         resealing=Resealing(database, vault, clock, key_ring),
         api_keys=ApiKeys(database, clock),
         links=Links(database, clock, apps, settings),
-        flows=Flows(
-            journal=journal, database=database, clock=clock, apps=apps, settings=settings, oauth=oauth, http=http,
-            vault=vault, jobs=jobs, circuits=circuits,
-        ),
+        flows=flows,
+        confirmations=Confirmations(database=database, clock=clock, flows=flows, journal=journal),
         flow_pages=FlowPages(journal=journal, database=database, clock=clock, apps=apps, connections=connections),
         journal=journal,
         connections=connections,
@@ -168,7 +178,8 @@ def build_services(
             match=match, jobs=jobs,
         ),
         purge=Purge(
-            database=database, clock=clock, jobs=jobs, sessions=sessions, retention=settings.retention
+            database=database, clock=clock, jobs=jobs, sessions=sessions, calls=idempotent_calls,
+            retention=settings.retention,
         ),
         reconciliation=Reconciliation(database=database, clock=clock, sequin=sequin, jobs=jobs),
         verifications=Verifications(
@@ -179,13 +190,14 @@ def build_services(
         ),
         provider_events=provider_events,
         probes=Probes(database=database, clock=clock, apps=apps, vault=vault, http=http, circuits=circuits, jobs=jobs),
-        disconnections=Disconnections(
-            database=database, clock=clock, apps=apps, vault=vault, http=http, sequin=sequin, jobs=jobs,
-            circuits=circuits,
-        ),
+        disconnections=disconnections,
         discards=Discards(
             database=database, clock=clock, apps=apps, journal=journal, http=http, jobs=jobs, circuits=circuits
         ),
+        erasures=Erasures(
+            database=database, clock=clock, jobs=jobs, journal=journal, disconnections=disconnections
+        ),
+        idempotent_calls=idempotent_calls,
         sequin=sequin,
         circuits=circuits,
         oauth_apps=OAuthApps(database=database, apps=apps, sequin=sequin, match=match, jobs=jobs),

@@ -53,6 +53,14 @@ class Attachment:
     proven_from: datetime
 
 
+def account_wanted(connection: Connection, connection_id: int | None) -> tuple[str, str] | None:
+    """Return id and mode of the account of a connection that is to be connected again; None when it is gone."""
+    row = connection.execute(
+        sa.select(_connections.c.account_id, _connections.c.mode).where(_connections.c.id == connection_id)
+    ).one_or_none()
+    return None if row is None else (row.account_id, row.mode)
+
+
 def grant_binding(ref: str, token_version: int) -> Binding:
     """Return where a connection's sealed grant may be opened."""
     return Binding("connections", "grant", ref, token_version)

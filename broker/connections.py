@@ -16,6 +16,7 @@ from broker.apps import AppCatalogue
 from broker.audit import Actor
 from broker.clock import Clock
 from broker.connected import account_of
+from broker.contract import MOST_ON_A_PAGE
 from broker.db import Database
 from broker.errors import AppUnknown, BrokerError, Refused, by_code
 from broker.jobs import Jobs
@@ -29,7 +30,6 @@ ENDED_SHOWN_FOR = timedelta(days=30)
 """How long a person still sees what was disconnected."""
 ENDING_SOON = timedelta(days=14)
 """How long before a refresh token’s own end people are warned."""
-MOST_ON_A_PAGE = 100
 MOST_OF_ONE_PERSON = 500
 
 _LOOK_ALIKES = str.maketrans({"O": "0", "I": "1", "L": "1", "-": None, " ": None})
@@ -71,7 +71,7 @@ class CursorUnknown(Refused):
     """The page asked for does not follow any known row."""
 
     code = "cursor_unknown"
-    status = 400
+    status = 404
     heading = "The list has changed"
     advice = "Start from the first page."
 

@@ -355,6 +355,42 @@ class FlowEnded(Refused):
     advice = "Reload the page to see how it ended."
 
 
+class ConfirmationMismatch(Refused):
+    """The host said that somebody else came back than the person the link was made for: the flow has ended."""
+
+    code = "confirmation_mismatch"
+    status = 409
+    heading = "That is not the person this link was made for"
+    advice = "The attempt has ended and nothing was exchanged. Make a link for the person who is signed in."
+
+
+class ConfirmationTooLate(Refused):
+    """The provider's code is no longer good, or the flow's time was over, before the host confirmed."""
+
+    code = "confirmation_too_late"
+    status = 409
+    heading = "The confirmation came too late"
+    advice = "Nothing was exchanged. The person can start again through the same link while it lasts."
+
+
+class EndUserUnknown(Refused):
+    """No end user has this id, or they were forgotten."""
+
+    code = "end_user_unknown"
+    status = 404
+    heading = "There is no such end user"
+    advice = "Check the id; a person who was erased is unknown afterwards."
+
+
+class EndUserErased(Refused):
+    """This end user is being forgotten; until that is over nothing new can begin for them."""
+
+    code = "end_user_erased"
+    status = 409
+    heading = "This end user is being erased"
+    advice = "Wait until their connections are cleared up; then the id can be used again."
+
+
 class FlowFailure(BrokerError):
     """A flow ended without a connection. The flow keeps the code; its page shows the sentence."""
 
@@ -467,6 +503,46 @@ class AccountSuspended(FlowFailure):
     code = "account_suspended"
     heading = "Access to this {provider} account is suspended"
     advice = "Un-suspend it in the account’s settings at {provider}, then try again."
+
+
+class OtherAccount(FlowFailure):
+    """A reconnect brought another account than the one that was to be connected again."""
+
+    code = "other_account"
+    status = 409
+    heading = "You signed in to a different {provider} account"
+    advice = "Nothing was changed. Try again with the account that you connected before."
+    cure = "Nothing to do: the person tries again, or the host makes a plain link for the other account."
+
+
+class NotConfirmed(FlowFailure):
+    """The host said that somebody else came back than the person the link was made for."""
+
+    code = "not_confirmed"
+    status = 409
+    heading = "{provider} was not connected"
+    advice = "This link was made for somebody else, so nothing was kept. Go back to {host} and start there."
+    cure = "If it happens often, see who passes links on: they are made for one person each."
+
+
+class ConfirmationMissing(FlowFailure):
+    """The host did not confirm before the provider's code was no longer good."""
+
+    code = "confirmation_missing"
+    status = 410
+    heading = "This took too long"
+    advice = "{host} did not confirm in time that it was you. Nothing was shared. Start again."
+    cure = "Call POST /api/v1/flows/<ref>/confirm as soon as the person is back; Stripe’s codes last five minutes."
+
+
+class EndUserForgotten(FlowFailure):
+    """The host asked for this person to be forgotten while the flow was under way."""
+
+    code = "end_user_forgotten"
+    status = 410
+    heading = "{provider} was not connected"
+    advice = "{host} has asked us to forget what belongs to you, so nothing was kept."
+    cure = "Nothing to do: the host asked for it."
 
 
 class LinkSpent(FlowFailure):

@@ -7,8 +7,10 @@ committed before anything parses it, so whatever a crash interrupts, the worker 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import structlog
+from sqlalchemy.engine import Row
 
 from broker import attach
 from broker.apps import AppCatalogue, OfferedApp
@@ -34,6 +36,7 @@ from broker.errors import (
     NetworkError,
     OAuthFailure,
     OAuthUnavailable,
+    OtherAccount,
     ProviderDown,
     ProviderFailed,
     ProviderMisconfigured,
@@ -159,15 +162,41 @@ class Flows:
         if answer.code is None:
             self._journal.end(step, _refusal(answer.error or ""))
             return Onward(step.flow_ref)
+        if step.confirm:
+            self._journal.await_confirmation(step, answer.code, good_for=app.provider.code_life)
+            return Onward(step.flow_ref)
         try:
-            received = self._redeem(step, app, answer.code, answer.state)
-        except (OAuthFailure, NetworkError, Unreadable) as failure:
+            verifier = self._journal.verifier(step, answer.state)
+        except Unreadable as failure:
+            self._exchange_failed(step, failure)
+            return Onward(step.flow_ref)
+        return self._exchange(step, app, answer.code, verifier)
+
+    def confirmed(self, flow: Row[Any]) -> bool:
+        """Go on with a flow whose host has said that the right person came back: redeem the code that was held.
+
+        Returns False when nobody holds it any more. What comes of it stands on the flow.
+        """
+        try:
+            taken = self._journal.take_up(flow)
+        except Unreadable as failure:
+            self._exchange_failed(Step(flow.id, flow.ref), failure)
+            return True
+        if taken is None:
+            return False
+        step, code, verifier = taken
+        self._exchange(step, self._apps.get(flow.app_key), code, verifier)
+        return True
+
+    def _exchange(self, step: Step, app: OfferedApp, code: Secret, verifier: Secret | None) -> Onward:
+        try:
+            received = self._redeem(step, app, code, verifier)
+        except (OAuthFailure, NetworkError) as failure:
             self._exchange_failed(step, failure)
             return Onward(step.flow_ref)
         return self._resolve_now(step, app, received, Wish())
 
-    def _redeem(self, step: Step, app: OfferedApp, code: Secret, state: Secret) -> Received:
-        verifier = self._journal.verifier(step, state)
+    def _redeem(self, step: Step, app: OfferedApp, code: Secret, verifier: Secret | None) -> Received:
         started = self._clock.monotonic()
         # A success is only the account's: the provider's API may be down while its token endpoint answers.
         with self._circuits.watching(app_circuit(app.key), conclusive=False):
@@ -247,7 +276,7 @@ class Flows:
         flow = self._journal.unfinished(flow_id)
         if flow is None:
             return
-        step = Step(flow.id, flow.ref)
+        step = Step(flow.id, flow.ref, reconnects=flow.reconnects_id)
         if flow.expires_at <= self._clock.now():
             self._journal.end(step, FlowExpired(), state=FlowState.EXPIRED)
             return
@@ -297,7 +326,7 @@ class Flows:
             )
             with self._circuits.watching(app_circuit(app.key)):
                 accounts = provider.identify(app.config, grant, call)
-            account = _pick(accounts, wish)
+            account = self._again(step, accounts) if step.reconnects is not None else _pick(accounts, wish)
             if account is None:
                 return self._ask(step, app, accounts)
             if provider.confirm is not None:
@@ -312,6 +341,18 @@ class Flows:
                 raise
             self._journal.end(step, ProviderMisconfigured(failure.detail))
         return Onward(step.flow_ref)
+
+    def _again(self, step: Step, accounts: tuple[Account, ...]) -> Account | None:
+        """Return the account that a reconnect is for, None when the person has to install or choose first.
+
+        Raises OtherAccount when the grant reaches others but not that one: nothing is replaced unasked.
+        """
+        with self._database.read() as connection:
+            wanted = attach.account_wanted(connection, step.reconnects)
+        found = next((each for each in accounts if (each.id, each.mode) == wanted), None)
+        if found is None and accounts:
+            raise OtherAccount
+        return found
 
     def _ask(self, step: Step, app: OfferedApp, accounts: tuple[Account, ...]) -> Onward:
         if accounts:

@@ -21,6 +21,7 @@ from broker.apps import AppCatalogue, OfferedApp
 from broker.clock import Clock
 from broker.db import Database, DatabaseUnavailable, table
 from broker.errors import (
+    ConfirmationMissing,
     FlowEnded,
     FlowExpired,
     FlowFailure,
@@ -84,6 +85,10 @@ class Step:
     flow_id: int
     flow_ref: str
     verifier_sealed: bytes | None = None
+    # Whether the host has to confirm who came back before the code is exchanged.
+    confirm: bool = False
+    # The key of the connection that is to be connected again; None for a flow of a plain link.
+    reconnects: int | None = None
 
 
 @dataclass(frozen=True)
@@ -142,6 +147,7 @@ class FlowJournal:
                 .values(
                     ref=ref, link_id=found.id, end_user_id=found.end_user_id, app_key=app.key,
                     browser_hash=browser.hash, state=FlowState.LEFT, created_at=now, updated_at=now, expires_at=expires,
+                    reconnects_id=found.reconnects_id, confirm=found.confirm,
                 )
                 .returning(_flows.c.id)
             ).scalar_one()  # fmt: skip
@@ -198,7 +204,7 @@ class FlowJournal:
         state_hash = digest(state.reveal())
         sealed = None
         if verifier is not None:
-            sealed = self._vault.seal(verifier.reveal().encode(), _verifier_binding(state))
+            sealed = self._vault.seal(verifier.reveal().encode(), hop_binding(state_hash))
         connection.execute(
             sa.insert(_hops).values(
                 flow_id=flow_id, kind=kind, state_hash=state_hash, verifier_sealed=sealed,
@@ -230,17 +236,17 @@ class FlowJournal:
                 .returning(_hops.c.flow_id, _hops.c.verifier_sealed)
             ).one_or_none()
             if hop is not None:
-                ref = connection.execute(
+                flow = connection.execute(
                     sa.update(_flows)
                     .where(_flows.c.id == hop.flow_id)
                     .values(state=FlowState.REDEEMING, hold=None, updated_at=now)
-                    .returning(_flows.c.ref)
-                ).scalar_one()
+                    .returning(_flows.c.ref, _flows.c.confirm, _flows.c.reconnects_id)
+                ).one()
                 note(connection, hop.flow_id, "returned", at=now, detail=kind.value)
                 if kind is HopKind.INSTALL:
                     # The grant is there already: the worker can finish even if this process ends right now.
                     self._jobs.enqueue(connection, "finish", hop.flow_id, after=FINISH_AFTER)
-                return Step(hop.flow_id, ref, hop.verifier_sealed)
+                return Step(hop.flow_id, flow.ref, hop.verifier_sealed, flow.confirm, flow.reconnects_id)
         return self._second_visit(app, kind, state, browser_hash)
 
     def _second_visit(self, app: OfferedApp, kind: HopKind, state: Secret, browser_hash: str) -> Reload:
@@ -266,7 +272,7 @@ class FlowJournal:
         """
         if step.verifier_sealed is None:
             return None
-        return Secret(self._vault.open(step.verifier_sealed, _verifier_binding(state)).decode())
+        return Secret(self._vault.open(step.verifier_sealed, hop_binding(digest(state.reveal()))).decode())
 
     def keep(self, step: Step, answer: Mapping[str, object], *, took: float | None = None) -> Received:
         """Seal the provider's answer into the flow and commit: from here on no crash can lose it.
@@ -344,6 +350,58 @@ class FlowJournal:
         with suppress(DatabaseUnavailable), self._database.write() as connection:
             self._jobs.enqueue(connection, "finish", step.flow_id, after=after)
 
+    # --- waiting for the host --------------------------------------------------------------------------
+
+    def await_confirmation(self, step: Step, code: Secret, *, good_for: timedelta) -> None:
+        """Hold the code, sealed and not exchanged, until the host has said who came back.
+
+        The flow waits no longer than the code is good for.
+        """
+        now = self._clock.now()
+        sealed = self._vault.seal(code.reveal().encode(), code_binding(step.flow_ref))
+        with self._database.write() as connection:
+            changed = connection.execute(
+                sa.update(_flows)
+                .where(_flows.c.id == step.flow_id, _flows.c.ended_at.is_(None))
+                .values(
+                    state=FlowState.HELD, hold=Hold.CONFIRMATION, code_sealed=sealed, code_expires_at=now + good_for,
+                    updated_at=now,
+                )
+            ).rowcount  # fmt: skip
+            if changed:
+                note(connection, step.flow_id, "held", at=now, detail=Hold.CONFIRMATION.value)
+        log.info("flow.held", flow=step.flow_ref, why=Hold.CONFIRMATION.value)
+
+    def take_up(self, flow: Row[Any]) -> tuple[Step, Secret, Secret | None] | None:
+        """Take up a flow whose code is held: return it with the code and the PKCE verifier, to whoever asks first.
+
+        Returns None when somebody else did, or the flow has ended. Raises Unreadable.
+        """
+        now = self._clock.now()
+        # Opened first: a code that does not open stays where it is, and the flow can be ended honestly.
+        code = Secret(self._vault.open(flow.code_sealed or b"", code_binding(flow.ref)).decode())
+        with self._database.write() as connection:
+            changed = connection.execute(
+                sa.update(_flows)
+                .where(_flows.c.id == flow.id, _flows.c.hold == Hold.CONFIRMATION, _flows.c.code_expires_at > now)
+                .values(
+                    state=FlowState.REDEEMING, hold=None, code_sealed=None, code_expires_at=None, updated_at=now
+                )
+            ).rowcount  # fmt: skip
+            if not changed:
+                return None
+            note(connection, flow.id, "confirmed", at=now)
+            hop = connection.execute(
+                sa.select(_hops.c.state_hash, _hops.c.verifier_sealed)
+                .where(_hops.c.flow_id == flow.id, _hops.c.kind == HopKind.AUTHORIZE)
+                .order_by(_hops.c.id.desc())
+                .limit(1)
+            ).one()
+        verifier = None
+        if hop.verifier_sealed is not None:
+            verifier = Secret(self._vault.open(hop.verifier_sealed, hop_binding(hop.state_hash)).decode())
+        return Step(flow.id, flow.ref, reconnects=flow.reconnects_id), code, verifier
+
     # --- waiting for the person ------------------------------------------------------------------------
 
     def hold(
@@ -402,7 +460,7 @@ class FlowJournal:
                 raise FlowEnded
             note(connection, flow.id, "picked", at=now, detail=account_id)
             self._jobs.enqueue(connection, "finish", flow.id, after=FINISH_AFTER)
-        return Step(flow.id, flow.ref)
+        return Step(flow.id, flow.ref, reconnects=flow.reconnects_id)
 
     def note_selector(self, step: Step, selector: str) -> None:
         """Keep what the person picked at the provider, so that the worker could go on from here."""
@@ -411,8 +469,11 @@ class FlowJournal:
 
     # --- ending ----------------------------------------------------------------------------------------
 
-    def end(self, step: Step, failure: FlowFailure, *, state: FlowState = FlowState.FAILED) -> None:
-        """End a flow without a connection: keep the reason, erase the verifier, and let go of what was received."""
+    def end(self, step: Step, failure: FlowFailure, *, state: FlowState = FlowState.FAILED) -> bool:
+        """End a flow without a connection: keep the reason, erase the verifier, and let go of what was received.
+
+        Returns False when it had ended already, which stays as it was.
+        """
         now = self._clock.now()
         with self._database.write() as connection:
             ended = connection.execute(
@@ -420,13 +481,13 @@ class FlowJournal:
                 .where(_flows.c.id == step.flow_id, _flows.c.ended_at.is_(None))
                 .values(
                     state=state, hold=None, failure=failure.code, failure_detail=failure.detail[:500],
-                    choices=None, updated_at=now, ended_at=now,
+                    code_sealed=None, code_expires_at=None, choices=None, updated_at=now, ended_at=now,
                 )
                 # The value itself: SQLite 3.40 answers `IS NOT NULL` wrongly here.
                 .returning(_flows.c.app_key, _flows.c.grant_sealed)
             ).one_or_none()  # fmt: skip
             if ended is None:
-                return
+                return False
             if ended.grant_sealed is not None:
                 self._discard(connection, step, ended.app_key)
             connection.execute(sa.update(_hops).where(_hops.c.flow_id == step.flow_id).values(verifier_sealed=None))
@@ -439,6 +500,7 @@ class FlowJournal:
             events.flow_ended(connection, step.flow_id, at=now)
         write = log.error if failure.verdict is Verdict.CONFIGURATION else log.info
         write("flow.ended", flow=step.flow_ref, outcome=state.value, error=failure.code, detail=failure.detail)
+        return True
 
     def sweep(self, *, most: int = 200) -> int:
         """End what nobody will finish: flows past their time, and exchanges a crash cut off. Returns how many."""
@@ -450,15 +512,18 @@ class FlowJournal:
         )
         # Whatever its state: a job that should have finished it may have been lost or parked.
         late = _flows.c.expires_at <= now
+        unconfirmed = sa.and_(_flows.c.hold == Hold.CONFIRMATION, _flows.c.code_expires_at <= now)
         with self._database.read() as connection:
             rows = connection.execute(
-                sa.select(_flows.c.id, _flows.c.ref, cut_off.label("cut_off"))
-                .where(_flows.c.ended_at.is_(None), sa.or_(cut_off, late))
+                sa.select(_flows.c.id, _flows.c.ref, cut_off.label("cut_off"), unconfirmed.label("unconfirmed"))
+                .where(_flows.c.ended_at.is_(None), sa.or_(cut_off, late, unconfirmed))
                 .limit(most)
             ).all()
         for row in rows:
             if row.cut_off:
                 self.end(Step(row.id, row.ref), FlowInterrupted(), state=FlowState.INTERRUPTED)
+            elif row.unconfirmed:
+                self.end(Step(row.id, row.ref), ConfirmationMissing(), state=FlowState.EXPIRED)
             else:
                 self.end(Step(row.id, row.ref), FlowExpired(), state=FlowState.EXPIRED)
         return len(rows)
@@ -506,13 +571,14 @@ def _awaiting(kind: HopKind, app_key: str, browser_hash: str, now: datetime) -> 
     )
 
 
-def _verifier_binding(state: Secret) -> Binding:
-    return hop_binding(digest(state.reveal()))
-
-
 def hop_binding(state_hash: str) -> Binding:
     """Return where a hop's sealed verifier may be opened."""
     return Binding("hops", "verifier", state_hash)
+
+
+def code_binding(flow_ref: str) -> Binding:
+    """Return where a flow's held code may be opened."""
+    return Binding("flows", "code", flow_ref)
 
 
 def flow_binding(flow_ref: str) -> Binding:

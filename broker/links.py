@@ -9,7 +9,6 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
-from enum import StrEnum
 from types import MappingProxyType
 from typing import Any
 
@@ -21,18 +20,35 @@ from broker import audit
 from broker.apps import AppCatalogue, OfferedApp
 from broker.audit import COMMAND_LINE, Actor
 from broker.clock import Clock
+from broker.connections import ConnectionUnknown
+from broker.contract import (
+    LARGEST_NUMBER,
+    LONGEST_ADDRESS,
+    LONGEST_EMAIL,
+    LONGEST_ID,
+    LONGEST_KEY,
+    LONGEST_LINK_LIFE,
+    LONGEST_NAME,
+    LONGEST_VALUE,
+    MOST_METADATA,
+    RESERVED_METADATA,
+    LinkState,
+)
 from broker.db import Database
-from broker.errors import LinkExpired, LinkRevoked, LinkUnknown, LinkUsed, OtherBrowser, Refused
+from broker.errors import (
+    EndUserErased,
+    LinkExpired,
+    LinkRevoked,
+    LinkUnknown,
+    LinkUsed,
+    OtherBrowser,
+    Refused,
+)
 from broker.models import ConnectedAccount, EndUser, Flow, FlowState, Link, LinkUse
 from broker.references import new_id
 from broker.secret import digest, random_token
 from broker.settings import Settings, addresses
-from broker.text import storable
-
-LONGEST_LIFE = timedelta(days=7)
-LONGEST_ID, LONGEST_EMAIL, LONGEST_NAME, LONGEST_ADDRESS = 255, 320, 200, 2_000
-MOST_METADATA, LONGEST_KEY, LONGEST_VALUE, LARGEST_NUMBER = 20, 64, 500, 2**53
-RESERVED_METADATA = frozenset({"broker_connection_id", "end_user_id"})
+from broker.text import one_line, storable
 
 _Query = sa.Select[*tuple[Any, ...]]
 _Row = Row[*tuple[Any, ...]]
@@ -52,17 +68,6 @@ class LinkInvalid(Refused):
         super().__init__("; ".join(f"{name}: {', '.join(reasons)}" for name, reasons in self.fields.items()))
 
 
-class LinkState(StrEnum):
-    """How far a link has come, as hosts see it."""
-
-    UNOPENED = "unopened"
-    OPENED = "opened"
-    STARTED = "started"
-    USED = "used"
-    EXPIRED = "expired"
-    REVOKED = "revoked"
-
-
 @dataclass(frozen=True)
 class LinkRequest:
     """What a host asks a link for."""
@@ -75,6 +80,10 @@ class LinkRequest:
     metadata: Mapping[str, object] = field(default_factory=lambda: MappingProxyType({}))
     # Seconds; None for the configured default.
     expires_in: int | None = None
+    # Reference of the connection that is to be connected again; None for a plain link.
+    reconnects: str | None = None
+    # Whether the host has to confirm who came back before anything is exchanged.
+    confirm: bool = False
     manage: bool = False
 
 
@@ -105,6 +114,9 @@ class LinkView:
     # None means every OAuth app configured.
     apps: tuple[str, ...] | None
     return_url: str | None
+    # The connection that a reconnect link is for; None for a plain link.
+    reconnects: str | None
+    confirm: bool
     manage: bool
     created_by: str
     created_at: datetime
@@ -140,19 +152,29 @@ class Links:
         self._settings = settings
 
     def create(self, request: LinkRequest, *, created_by: str) -> CreatedLink:
-        """Make a link for an end user, who is remembered or brought up to date. Raises LinkInvalid."""
+        """Make a link for an end user, who is remembered or brought up to date.
+
+        Raises LinkInvalid, ConnectionUnknown for a reconnect link of somebody else's connection, AppUnknown when its
+        OAuth app is no longer configured, or EndUserErased while that person is being forgotten.
+        """
         return_url = self._checked(request)
         public_id, token, now = new_id("lnk"), random_token(), self._clock.now()
         expires_at = now + self._life(request.expires_in)
         with self._database.write() as connection:
+            end_user_id = _remember(connection, request, now)
+            reconnects = self._reconnects(connection, request, end_user_id)
+            apps = None if request.apps is None else list(dict.fromkeys(request.apps))
             connection.execute(
                 sa.insert(Link).values(
                     public_id=public_id,
                     token_hash=digest(token),
-                    end_user_id=_remember(connection, request, now),
-                    apps=None if request.apps is None else list(dict.fromkeys(request.apps)),
+                    end_user_id=end_user_id,
+                    apps=apps if reconnects is None else [reconnects.app_key],
                     return_url=return_url,
-                    host_metadata=dict(request.metadata),
+                    # A reconnect changes nothing the host did not say anew.
+                    host_metadata=dict(request.metadata) or (reconnects.host_metadata if reconnects else {}),
+                    reconnects_id=None if reconnects is None else reconnects.id,
+                    confirm=request.confirm,
                     manage=request.manage,
                     created_by=created_by,
                     created_at=now,
@@ -162,6 +184,25 @@ class Links:
             detail = {"end_user": request.end_user_id}
             _audit(connection, now, actor_of(created_by), "link.created", public_id, detail)
         return CreatedLink(public_id, f"{self._settings.public_url}/connect/{token}", expires_at)
+
+    def _reconnects(self, connection: Connection, request: LinkRequest, end_user_id: int) -> _Row | None:
+        """Return the row of the connection that a reconnect link is for, None for a plain link."""
+        if request.reconnects is None:
+            return None
+        row = None
+        if storable(request.reconnects):
+            row = connection.execute(
+                sa.select(ConnectedAccount.id, ConnectedAccount.app_key, ConnectedAccount.host_metadata).where(
+                    ConnectedAccount.ref == request.reconnects, ConnectedAccount.end_user_id == end_user_id
+                )
+            ).one_or_none()
+        if row is None:
+            # Somebody else's reads like one that does not exist.
+            raise ConnectionUnknown
+        if request.apps is not None and set(request.apps) != {row.app_key}:
+            raise LinkInvalid({"apps": ["a reconnect link offers the connection’s own OAuth app: leave the field out"]})
+        self._apps.get(row.app_key)
+        return row
 
     def state(self, public_id: str) -> LinkView:
         """Return the link with this id. Raises LinkUnknown."""
@@ -266,9 +307,8 @@ class Links:
         _check_person(request, problems)
         _check_apps(request.apps, self._apps, problems)
         _check_metadata(request.metadata, problems)
-        longest = int(LONGEST_LIFE.total_seconds())
-        if request.expires_in is not None and not 1 <= request.expires_in <= longest:
-            problems["expires_in"] = [f"must be between 1 and {longest} seconds"]
+        if request.expires_in is not None and not 1 <= request.expires_in <= LONGEST_LINK_LIFE:
+            problems["expires_in"] = [f"must be between 1 and {LONGEST_LINK_LIFE} seconds"]
         return_url = None
         if request.return_url is not None:
             try:
@@ -328,10 +368,10 @@ def _check_apps(keys: tuple[str, ...] | None, known: AppCatalogue, problems: dic
 
 
 def _text_problems(value: str, longest: int) -> list[str]:
-    if not storable(value) or not value.isprintable():
-        return ["must be one line of plain text without control characters"]
     if not value.strip():
         return ["must not be empty"]
+    if not one_line(value):
+        return ["must be one line of plain text without control characters"]
     return [f"must be at most {longest} characters"] if len(value) > longest else []
 
 
@@ -348,7 +388,7 @@ def _check_metadata(metadata: Mapping[str, object], problems: dict[str, list[str
 def _key_problem(key: str) -> str:
     if key in RESERVED_METADATA:
         return "this name is reserved for the broker"
-    if not key or len(key) > LONGEST_KEY or not storable(key) or not key.isprintable():
+    if len(key) > LONGEST_KEY or not one_line(key):
         return f"a key must be one line of 1 to {LONGEST_KEY} characters"
     return ""
 
@@ -366,13 +406,13 @@ def _value_problem(value: object) -> str:
 
 
 def _remember(connection: Connection, request: LinkRequest, now: datetime) -> int:
-    """Return the key of the end user, made or brought up to date with what the host told."""
+    """Return the key of the end user, made or brought up to date with what the host told. Raises EndUserErased."""
     insert = sqlite.insert if connection.dialect.name == "sqlite" else postgresql.insert
     fresh = insert(EndUser).values(
         external_id=request.end_user_id, email=request.email, name=request.name, created_at=now
     )
     told = fresh.excluded
-    return connection.execute(
+    person = connection.execute(
         fresh.on_conflict_do_update(
             index_elements=["external_id"],
             # What the host leaves out stays as it was.
@@ -380,8 +420,12 @@ def _remember(connection: Connection, request: LinkRequest, now: datetime) -> in
                 "email": sa.func.coalesce(told.email, EndUser.email),
                 "name": sa.func.coalesce(told.name, EndUser.name),
             },
-        ).returning(EndUser.id)
-    ).scalar_one()
+        ).returning(EndUser.id, EndUser.erasure_asked_at)
+    ).one()
+    if person.erasure_asked_at is not None:
+        raise EndUserErased
+    found: int = person.id
+    return found
 
 
 # --- what the database says -------------------------------------------------------------------------
@@ -389,9 +433,12 @@ def _remember(connection: Connection, request: LinkRequest, now: datetime) -> in
 
 def _viewed() -> _Query:
     return sa.select(
-        Link.id, Link.public_id, Link.apps, Link.return_url, Link.manage, Link.created_by, Link.created_at,
-        Link.expires_at, Link.opened_at, Link.started_at, Link.revoked_at, EndUser.external_id,
-    ).join(EndUser, EndUser.id == Link.end_user_id)  # fmt: skip
+        Link.id, Link.public_id, Link.apps, Link.return_url, Link.confirm, Link.manage, Link.created_by,
+        Link.created_at, Link.expires_at, Link.opened_at, Link.started_at, Link.revoked_at, EndUser.external_id,
+        ConnectedAccount.ref.label("reconnects"),
+    ).join(EndUser, EndUser.id == Link.end_user_id).outerjoin(
+        ConnectedAccount, ConnectedAccount.id == Link.reconnects_id
+    )  # fmt: skip
 
 
 def _by_token(token: str) -> _Query:
@@ -436,6 +483,8 @@ def _link_view(row: _Row, saved: tuple[SavedConnection, ...], now: datetime) -> 
         end_user_id=row.external_id,
         apps=None if row.apps is None else tuple(row.apps),
         return_url=row.return_url,
+        reconnects=row.reconnects,
+        confirm=row.confirm,
         manage=row.manage,
         created_by=row.created_by,
         created_at=row.created_at,

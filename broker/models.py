@@ -38,6 +38,7 @@ class Hold(StrEnum):
     INSTALLATION = "installation"
     CHOICE = "choice"
     APPROVAL = "approval"
+    CONFIRMATION = "confirmation"
 
 
 class HopKind(StrEnum):
@@ -105,6 +106,8 @@ class EndUser(Base):
     email: Mapped[str | None] = mapped_column(sa.String(320))
     name: Mapped[str | None] = mapped_column(sa.String(200))
     created_at: Mapped[datetime] = mapped_column(UtcDateTime)
+    # Null unless the host has asked for this person to be forgotten; the row goes once everything is cleared up.
+    erasure_asked_at: Mapped[datetime | None] = mapped_column(UtcDateTime)
 
 
 class ApiKey(Base):
@@ -141,6 +144,10 @@ class Link(Base):
     return_url: Mapped[str | None] = mapped_column(sa.String(2000))
     # The host's own, sent on to Sequin with the credential.
     host_metadata: Mapped[dict[str, Any]] = mapped_column(Json)
+    # The key of the connection that is to be connected again; null for a plain link.
+    reconnects_id: Mapped[int | None] = mapped_column(BigId)
+    # Whether the host has to confirm who came back before a code is exchanged.
+    confirm: Mapped[bool] = mapped_column(default=False, server_default=sa.false())
     # Whether the link opens the person's whole page rather than what it connected.
     manage: Mapped[bool] = mapped_column(default=False)
     # Who made it: an API key's public id, or "cli".
@@ -201,6 +208,11 @@ class Flow(Base):
     # A stable error code and a fact for operators; null unless failed or interrupted.
     failure: Mapped[str | None] = mapped_column(sa.String(64))
     failure_detail: Mapped[str | None] = mapped_column(sa.String(500))
+    # Whether the host has to confirm who came back, as the link said when the flow started.
+    confirm: Mapped[bool] = mapped_column(default=False, server_default=sa.false())
+    # The provider's code, sealed for this row, and until when it is good; null unless held for confirmation.
+    code_sealed: Mapped[bytes | None] = mapped_column(sa.LargeBinary)
+    code_expires_at: Mapped[datetime | None] = mapped_column(UtcDateTime)
     # What the provider gave, sealed for this row; null before the exchange and once nothing needs it any more: that is
     # when the flow is done, and otherwise when access was ended at the provider or no longer needs to be.
     grant_sealed: Mapped[bytes | None] = mapped_column(sa.LargeBinary)
@@ -566,6 +578,23 @@ class WebhookAttempt(Base):
     status: Mapped[int | None] = mapped_column()
     # Stable code of what went wrong; null after a success.
     error: Mapped[str | None] = mapped_column(sa.String(64))
+
+
+class IdempotentCall(Base):
+    """One call of a host that may be repeated: what was asked, and what was answered."""
+
+    __tablename__ = "idempotent_calls"
+
+    # SHA-256 of the API key's id and the Idempotency-Key.
+    key_hash: Mapped[str] = mapped_column(Digest, primary_key=True)
+    # SHA-256 of method, path and body.
+    request_hash: Mapped[str] = mapped_column(Digest)
+    # Names the process at work, so that one which was overtaken does not answer for another.
+    claim: Mapped[str] = mapped_column(sa.String(64))
+    claimed_at: Mapped[datetime] = mapped_column(UtcDateTime)
+    # The answer, sealed for this row: it may hold a link's address. Null while it is being worked out.
+    answer_sealed: Mapped[bytes | None] = mapped_column(sa.LargeBinary)
+    expires_at: Mapped[datetime] = mapped_column(UtcDateTime, index=True)
 
 
 class AuditRecord(Base):

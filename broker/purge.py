@@ -19,6 +19,7 @@ from broker import audit
 from broker.clock import Clock
 from broker.db import Database, table
 from broker.errors import BrokerError
+from broker.idempotency import IdempotentCalls
 from broker.jobs import Jobs, Later, LeasedJob, Outcome, Retry
 from broker.models import (
     BrowserSession,
@@ -69,12 +70,14 @@ class Purge:
     """Forgets by the `[retention]` settings; by itself every hour, and on request."""
 
     def __init__(
-        self, *, database: Database, clock: Clock, jobs: Jobs, sessions: Sessions, retention: Retention
+        self, *, database: Database, clock: Clock, jobs: Jobs, sessions: Sessions, calls: IdempotentCalls,
+        retention: Retention,
     ) -> None:
         self._database = database
         self._clock = clock
         self._jobs = jobs
         self._sessions = sessions
+        self._calls = calls
         self._retention = retention
 
     def schedule(self) -> None:
@@ -115,6 +118,7 @@ class Purge:
             ("webhooks", _old_notices(very_old), _forget_notices),
         )
         found = {"sessions": self._sessions.purge(), "sign_in_throttles": self._forget_throttles(now)}
+        found["repeatable_calls"] = self._calls.purge()
         for name, query, forget in plan:
             found[name] = sum(self._in_batches(query.limit(budget), forget, job))
         found["audit"] = self._forget_audit(very_old, budget, job)

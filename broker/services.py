@@ -8,16 +8,19 @@ from broker.apikeys import ApiKeys
 from broker.apps import AppCatalogue
 from broker.circuits import Circuits
 from broker.clock import Clock
+from broker.confirmation import Confirmations
 from broker.connections import Connections
 from broker.db import Database
 from broker.delivery import Deliveries
 from broker.discards import Discards
 from broker.disconnection import Disconnections
 from broker.doctor import Doctor
+from broker.erasure import Erasures
 from broker.events import Events
 from broker.figures import Figures
 from broker.flow_page import FlowPages
 from broker.flows import Flows
+from broker.idempotency import IdempotentCalls
 from broker.jobs import Jobs
 from broker.journal import FlowJournal
 from broker.keyring import KeyRing
@@ -54,6 +57,7 @@ class Services:
     links: Links
     flows: Flows
     flow_pages: FlowPages
+    confirmations: Confirmations
     journal: FlowJournal
     connections: Connections
     deliveries: Deliveries
@@ -63,6 +67,8 @@ class Services:
     provider_events: ProviderEvents
     disconnections: Disconnections
     discards: Discards
+    erasures: Erasures
+    idempotent_calls: IdempotentCalls
     reconciliation: Reconciliation
     purge: Purge
     sequin: Sequin

@@ -9,31 +9,27 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime, timedelta
-from enum import StrEnum
 from types import MappingProxyType
 from typing import Protocol
 
 import sqlalchemy as sa
 
+from broker.contract import Status
 from broker.models import ConnectedAccount, ImportState
+
+__all__ = [
+    "FRESH_FOR",
+    "NOTES",
+    "TROUBLES",
+    "Status",
+    "StatusFacts",
+    "Trouble",
+    "status_expression",
+    "status_of",
+]
 
 FRESH_FOR = timedelta(hours=24)
 """How long a passed check lets a connection call itself fine."""
-
-
-class Status(StrEnum):
-    """The one word for how a connection is doing, in the order in which it is worked out."""
-
-    DISCONNECTED = "disconnected"
-    REVOKED = "revoked"
-    INTERRUPTED = "interrupted"
-    ERROR = "error"
-    IMPORT_FAILED = "import_failed"
-    AWAITING_APPROVAL = "awaiting_approval"
-    PENDING = "pending"
-    UNKNOWN = "unknown"
-    OK = "ok"
-
 
 NOTES: Mapping[Status, str] = MappingProxyType(
     {

@@ -14,6 +14,7 @@ from broker.db import Database
 from broker.delivery import Deliveries
 from broker.discards import Discards
 from broker.disconnection import Disconnections
+from broker.erasure import Erasures
 from broker.errors import BrokerError, Verdict
 from broker.flows import Flows
 from broker.jobs import Done, Jobs, LeasedJob, Outcome, Retry
@@ -54,6 +55,7 @@ class Worker:
         provider_events: ProviderEvents,
         disconnections: Disconnections,
         discards: Discards,
+        erasures: Erasures,
         reconciliation: Reconciliation,
         notifications: Notifications,
         circuits: Circuits,
@@ -94,6 +96,7 @@ class Worker:
             "discard": discards.run,
             "reconcile": reconciliation.run,
             "purge": purge.run,
+            "forget": erasures.run,
             "finish": self._finish,
         }
         # Who else has to know that a job failed in a way nobody foresaw.

@@ -13,13 +13,13 @@ import sqlalchemy as sa
 
 from broker.audit import Actor
 from broker.connections import (
-    MOST_ON_A_PAGE,
     ConnectionEnded,
     ConnectionFilters,
     ConnectionUnknown,
     CursorUnknown,
     TokenErased,
 )
+from broker.contract import MOST_ON_A_PAGE
 from broker.links import LinkRequest
 from broker.models import ConnectedAccount, ImportState, Job, JobState, Link
 from broker.status import NOTES, Status, status_expression, status_of

@@ -10,8 +10,9 @@ import pytest
 import sqlalchemy as sa
 
 from broker.audit import Actor
+from broker.contract import LinkState
 from broker.errors import LinkExpired, LinkRevoked, LinkUnknown, LinkUsed, OtherBrowser
-from broker.links import CreatedLink, LinkInvalid, LinkRequest, LinkState, return_address
+from broker.links import CreatedLink, LinkInvalid, LinkRequest, return_address
 from broker.models import AuditRecord, EndUser, Flow, FlowState, Link
 from tests.house import House, open_house
 

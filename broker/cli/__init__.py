@@ -32,6 +32,7 @@ COMMANDS: Mapping[str, str] = MappingProxyType(
         "jobs": "records",
         "keys": "keys",
         "db": "schema",
+        "openapi": "document",
     }
 )
 """Where each command is. Its module is imported when the command is used: a sandbox needs no database library."""

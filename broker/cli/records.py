@@ -13,12 +13,12 @@ from broker.audit import COMMAND_LINE
 from broker.cli.checks import check, forget
 from broker.cli.printing import iso, json_option, say_json, say_table
 from broker.connections import ConnectionFilters, ConnectionView
+from broker.contract import ConnectionAnswer
 from broker.links import LinkRequest
 from broker.models import Role
 from broker.secret import Secret
 from broker.status import Status
 from broker.web import services
-from broker.web.api.schemas import ConnectionAnswer
 
 PAGE = 100
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
-from datetime import datetime
+from datetime import datetime, timedelta
 from enum import StrEnum
 from typing import Any, Literal, Protocol, cast
 
@@ -226,6 +226,8 @@ class Provider:
     # Verifies a webhook's raw body with any of the app's secrets and says what it means.
     # Raises WebhookRefused for a wrong signature, WebhookInvalid for a body that is not what it says.
     webhook: Callable[[OAuthApp, Mapping[str, str], bytes, datetime], Notice] | None = None
+    # How long after its arrival a code can certainly still be exchanged.
+    code_life: timedelta = timedelta(minutes=5)
     # Whether a grant without an access token is worth keeping.
     requires_access_token: bool = True
     # Proof that the person behind the grant may connect this account. Raises AccountNotPermitted and others.

@@ -7,7 +7,7 @@ and the REST reference for apps.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from datetime import datetime
+from datetime import datetime, timedelta
 from functools import cache
 from typing import Annotated, Any, Literal
 from urllib.parse import quote, urlencode
@@ -326,4 +326,5 @@ PROVIDER = Provider(
     reads=("the repositories you choose", "issues and pull requests", "organisation members"),
     never="see your password",
     import_needs_grant=False,
+    code_life=timedelta(minutes=10),
 )

@@ -55,6 +55,7 @@ def build_worker(services: Services, threads: int) -> Worker:
         provider_events=services.provider_events,
         disconnections=services.disconnections,
         discards=services.discards,
+        erasures=services.erasures,
         reconciliation=services.reconciliation,
         notifications=services.notifications,
         circuits=services.circuits,

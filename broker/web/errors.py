@@ -63,6 +63,16 @@ SENTENCES = {
     503: UNAVAILABLE,
     504: UNAVAILABLE,
 }
+MACHINE_SENTENCES = SENTENCES | {
+    404: Sentence("not_found", "There is nothing at this address", "Compare the address with /docs."),
+    405: Sentence("method_not_allowed", "This address does not take that method", "Use one of those in `Allow`."),
+    411: Sentence("length_required", "The body must say its length", "Send `Content-Length`; no chunked encoding."),
+    413: Sentence("too_large", "The body is too large", "Send less: 256 KiB at most."),
+    414: Sentence("too_large", "The address is too long", "Send less in the query."),
+    415: Sentence("media_type_unsupported", "The body cannot be read", "Send JSON."),
+    429: Sentence("too_many_requests", "Too many requests", "Wait for the seconds in `Retry-After`, then go on."),
+}
+"""What programs are told instead: no word about pages."""
 STALE_FORM = Sentence(
     "form_expired", "That request was not understood", "This page was open too long. Go back, reload, try again."
 )
@@ -136,7 +146,8 @@ def on_http_error(error: HTTPException) -> Response:
     status = error.code or 500
     if status < 400:
         return error.get_response()
-    response = answer(status, SENTENCES.get(status) or (BROKEN if status >= 500 else SENTENCES[400]))
+    sentences = MACHINE_SENTENCES if request.path.startswith(MACHINE_PATHS) else SENTENCES
+    response = answer(status, sentences.get(status) or (BROKEN if status >= 500 else sentences[400]))
     if status == 429:
         # The limits count by the second.
         response.headers["Retry-After"] = "1"

@@ -5,15 +5,18 @@ Sign-in throttling is not here: it must count over every process, so the databas
 
 from __future__ import annotations
 
+import time
+from math import ceil
 from typing import cast
 
 from flask import Flask
 from flask.typing import RouteCallable
 from flask_limiter import Limiter
 from flask_limiter.util import get_remote_address
+from werkzeug.wrappers import Response
 
 from broker.settings import Settings
-from broker.web.api import limiter_key
+from broker.web.api import CALLS, limiter_key
 
 
 def init_app(app: Flask, settings: Settings) -> None:
@@ -28,7 +31,7 @@ def init_app(app: Flask, settings: Settings) -> None:
     )
     starts = f"{limits.starts_per_second} per second"
     rules = {
-        "api.create_link": (f"{limits.links_per_second} per second", limiter_key),
+        **{call.endpoint: (f"{limits.links_per_second} per second", limiter_key) for call in CALLS if call.limited},
         "connect.start": (starts, get_remote_address),
         "connect.start_again": (starts, get_remote_address),
         "connect.install": (starts, get_remote_address),
@@ -38,3 +41,13 @@ def init_app(app: Flask, settings: Settings) -> None:
     for endpoint, (rate, key) in rules.items():
         limited = limiter.limit(rate, key_func=key)(app.view_functions[endpoint])
         app.view_functions[endpoint] = cast(RouteCallable, limited)
+
+    @app.after_request
+    def tell(response: Response) -> Response:
+        """Say what is left, in the fields of the IETF's draft on rate limits; Retry-After comes with the 429."""
+        counted = limiter.current_limit
+        if counted is not None:
+            left = max(0, ceil(counted.reset_at - time.time()))
+            response.headers["RateLimit-Policy"] = f'"calls";q={counted.limit.amount};w={counted.limit.get_expiry()}'
+            response.headers["RateLimit"] = f'"calls";r={max(0, counted.remaining)};t={left}'
+        return response

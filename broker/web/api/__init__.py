@@ -6,47 +6,33 @@ from collections.abc import Mapping
 from types import MappingProxyType
 
 from flask import Blueprint, g, request
-from flask.typing import RouteCallable
 from werkzeug.exceptions import Forbidden
 
 from broker.apikeys import Scope
 from broker.secret import digest
 from broker.web import services
-from broker.web.api import apps, connections, events, links, problems, webhook_endpoints
+from broker.web.api import apps, connections, end_users, events, flows, links, problems, webhook_endpoints
+from broker.web.api.calls import Call
+from broker.web.api.repeats import repeatable
 from broker.web.security import csrf
 
-blueprint = Blueprint("api", __name__, url_prefix="/api/v1")
+PREFIX = "/api/v1"
+
+blueprint = Blueprint("api", __name__, url_prefix=PREFIX)
 # Safe because no cookie is ever looked at: a browser that is made to call this brings no key along.
 csrf.exempt(blueprint)
 
-_ENDPOINT = "/webhook-endpoints/<public_id>"
-_ROUTES: tuple[tuple[str, str, RouteCallable, Scope], ...] = (
-    ("POST", "/connect-links", links.create_link, Scope.LINKS_WRITE),
-    ("GET", "/connect-links/<public_id>", links.show_link, Scope.LINKS_READ),
-    ("DELETE", "/connect-links/<public_id>", links.revoke_link, Scope.LINKS_WRITE),
-    ("GET", "/apps", apps.list_apps, Scope.APPS_READ),
-    ("GET", "/connections", connections.list_connections, Scope.CONNECTIONS_READ),
-    ("GET", "/connections/<ref>", connections.show_connection, Scope.CONNECTIONS_READ),
-    ("DELETE", "/connections/<ref>", connections.disconnect, Scope.CONNECTIONS_WRITE),
-    ("POST", "/connections/<ref>/check", connections.check_connection, Scope.CONNECTIONS_WRITE),
-    ("POST", "/connections/<ref>/retry", connections.retry_connection, Scope.CONNECTIONS_WRITE),
-    ("GET", "/events", events.list_events, Scope.EVENTS_READ),
-    ("POST", "/webhook-endpoints", webhook_endpoints.create_endpoint, Scope.WEBHOOKS_WRITE),
-    ("GET", "/webhook-endpoints", webhook_endpoints.list_endpoints, Scope.WEBHOOKS_READ),
-    ("GET", _ENDPOINT, webhook_endpoints.show_endpoint, Scope.WEBHOOKS_READ),
-    ("PATCH", _ENDPOINT, webhook_endpoints.change_endpoint, Scope.WEBHOOKS_WRITE),
-    ("DELETE", _ENDPOINT, webhook_endpoints.delete_endpoint, Scope.WEBHOOKS_WRITE),
-    ("POST", f"{_ENDPOINT}/rotate-secret", webhook_endpoints.rotate_secret, Scope.WEBHOOKS_WRITE),
-    ("GET", f"{_ENDPOINT}/deliveries", webhook_endpoints.list_deliveries, Scope.WEBHOOKS_READ),
-    ("POST", f"{_ENDPOINT}/deliveries/resend-parked", webhook_endpoints.resend_parked, Scope.WEBHOOKS_WRITE),
-    ("GET", f"{_ENDPOINT}/deliveries/<event_id>", webhook_endpoints.show_delivery, Scope.WEBHOOKS_READ),
-    ("POST", f"{_ENDPOINT}/deliveries/<event_id>/resend", webhook_endpoints.resend_delivery, Scope.WEBHOOKS_WRITE),
-)
+CALLS: tuple[Call, ...] = (
+    *links.CALLS, *flows.CALLS, *apps.CALLS, *connections.CALLS, *end_users.CALLS, *events.CALLS,
+    *webhook_endpoints.CALLS,
+)  # fmt: skip
+"""Every call, in the order in which the docs tell of them. A module for further things adds its own CALLS here."""
 
-for _method, _path, _view, _ in _ROUTES:
-    blueprint.add_url_rule(_path, view_func=_view, methods=[_method])
+for _call in CALLS:
+    _view = repeatable(_call.view) if _call.repeatable else _call.view
+    blueprint.add_url_rule(_call.path, view_func=_view, methods=[_call.method])
 
-SCOPES: Mapping[str, Scope] = MappingProxyType({f"api.{view.__name__}": scope for _, _, view, scope in _ROUTES})
+SCOPES: Mapping[str, Scope] = MappingProxyType({call.endpoint: call.scope for call in CALLS})
 """What a key needs for each endpoint. An endpoint that is not listed is refused to everybody."""
 
 problems.register(blueprint)

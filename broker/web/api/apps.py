@@ -5,26 +5,30 @@ from __future__ import annotations
 from flask import jsonify
 from werkzeug.wrappers import Response
 
-from broker.apps import OfferedApp
+from broker.apikeys import Scope
 from broker.circuits import app_circuit
+from broker.contract import AppAnswer, AppsAnswer
 from broker.web import services
-from broker.web.api.schemas import AppAnswer
+from broker.web.api.calls import Call
 
 
 def list_apps() -> Response:
     """List the OAuth apps that links can offer, without secrets."""
-    return jsonify(data=[_answer(app).model_dump(mode="json") for app in services().apps])
+    look = services().circuits.look
+    answer = AppsAnswer(data=[AppAnswer.of(app, look(app_circuit(app.key))) for app in services().apps])
+    return jsonify(answer.model_dump(mode="json"))
 
 
-def _answer(app: OfferedApp) -> AppAnswer:
-    circuit = services().circuits.look(app_circuit(app.key))
-    return AppAnswer(
-        key=app.key,
-        provider=app.provider.name,
-        title=app.title,
-        kind=app.provider.kind,
-        scopes=list(app.scopes),
-        why=app.config.why,
-        unavailable_since=circuit.since if circuit else None,
-        next_try_at=circuit.next_try_at if circuit else None,
-    )
+CALLS = (
+    Call(
+        "GET",
+        "/apps",
+        list_apps,
+        Scope.APPS_READ,
+        "List the OAuth apps that links can offer",
+        200,
+        AppsAnswer,
+        "Without secrets. `unavailable_since` tells while nobody is sent to the provider.",
+        group="OAuth apps",
+    ),
+)

@@ -5,10 +5,14 @@ from __future__ import annotations
 from flask import g, jsonify
 from werkzeug.wrappers import Response
 
+from broker.apikeys import Scope
 from broker.audit import Actor
-from broker.connections import ConnectionFilters
+from broker.connections import ConnectionEnded, ConnectionFilters, ConnectionUnknown, CursorUnknown
+from broker.contract import AcceptedAnswer, ConnectionAnswer, ConnectionQuery, ConnectionsAnswer
 from broker.web import services
-from broker.web.api.schemas import ConnectionAnswer, ConnectionsAnswer, read_connection_query
+from broker.web.api.calls import CONNECTION, Call
+from broker.web.api.problems import RequestInvalid
+from broker.web.api.schemas import read_connection_query
 
 
 def list_connections() -> Response:
@@ -28,16 +32,90 @@ def show_connection(ref: str) -> Response:
 def retry_connection(ref: str) -> tuple[Response, int]:
     """Ask for the import again."""
     services().connections.retry(ref, actor=Actor("api_key", g.caller.id))
-    return jsonify(ref=ref), 202
+    return _accepted(ref)
 
 
 def check_connection(ref: str) -> tuple[Response, int]:
     """Ask for a check now; `health.checked_at` tells when it was made."""
     services().connections.check(ref)
-    return jsonify(ref=ref), 202
+    return _accepted(ref)
 
 
 def disconnect(ref: str) -> tuple[Response, int]:
     """End a connection; repeating it changes nothing. Its note tells what is still to be done."""
     services().disconnections.request(ref, actor=Actor("api_key", g.caller.id))
-    return jsonify(ref=ref), 202
+    return _accepted(ref)
+
+
+def _accepted(ref: str) -> tuple[Response, int]:
+    return jsonify(AcceptedAnswer(ref=ref).model_dump(mode="json")), 202
+
+
+CALLS = (
+    Call(
+        "GET",
+        "/connections",
+        list_connections,
+        Scope.CONNECTIONS_READ,
+        "List connections, newest first",
+        200,
+        ConnectionsAnswer,
+        "Every filter narrows further. `metadata.<key>=<value>` compares one of your own facts as text.",
+        group="Connections",
+        query=ConnectionQuery,
+        by_metadata=True,
+        refusals=(RequestInvalid, CursorUnknown),
+    ),
+    Call(
+        "GET",
+        "/connections/<ref>",
+        show_connection,
+        Scope.CONNECTIONS_READ,
+        "Show a connection",
+        200,
+        ConnectionAnswer,
+        group="Connections",
+        parts={"ref": CONNECTION},
+        refusals=(ConnectionUnknown,),
+    ),
+    Call(
+        "DELETE",
+        "/connections/<ref>",
+        disconnect,
+        Scope.CONNECTIONS_WRITE,
+        "Disconnect",
+        202,
+        AcceptedAnswer,
+        "Ended here at once; at the provider and in Sequin by the worker, retried until done. The connection’s `note` "
+        "tells what is still to be done. Repeating it changes nothing.",
+        group="Connections",
+        parts={"ref": CONNECTION},
+        refusals=(ConnectionUnknown,),
+    ),
+    Call(
+        "POST",
+        "/connections/<ref>/check",
+        check_connection,
+        Scope.CONNECTIONS_WRITE,
+        "Ask for a check now",
+        202,
+        AcceptedAnswer,
+        "`health.checked_at` tells when it was made.",
+        group="Connections",
+        parts={"ref": CONNECTION},
+        refusals=(ConnectionUnknown, ConnectionEnded),
+    ),
+    Call(
+        "POST",
+        "/connections/<ref>/retry",
+        retry_connection,
+        Scope.CONNECTIONS_WRITE,
+        "Ask for the import again",
+        202,
+        AcceptedAnswer,
+        "One that stands in Sequin as it should is left alone.",
+        group="Connections",
+        parts={"ref": CONNECTION},
+        refusals=(ConnectionUnknown, ConnectionEnded),
+    ),
+)

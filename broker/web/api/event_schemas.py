@@ -5,13 +5,18 @@ from __future__ import annotations
 from datetime import UTC
 from typing import Annotated, Any
 
-from pydantic import AwareDatetime, BaseModel, ConfigDict, Field
+from pydantic import AwareDatetime, BeforeValidator, ConfigDict, Field
+from pydantic.config import JsonDict
 
+from broker.contract import Given, Taken, Time, whole
 from broker.events import MOST_ON_A_PAGE, EventFilters, EventType, EventView, as_told
 from broker.models import SendState
 from broker.secret import Secret
-from broker.web.api.schemas import Taken, Time
+from broker.text import MAYBE_ONE_LINE
 from broker.webhook_endpoints import (
+    LONGEST_ADDRESS,
+    LONGEST_DESCRIPTION,
+    LONGEST_OVERLAP,
     AttemptView,
     DeliveryView,
     EndpointChanges,
@@ -21,6 +26,13 @@ from broker.webhook_endpoints import (
 
 # JSON has no enumerations: a strict model would refuse the words that name them.
 _Types = Annotated[list[Annotated[EventType, Field(strict=False)]], Field(min_length=1)]
+
+
+# In development http on this machine is taken too.
+_PUBLIC = r"^https:\/\/(?:[a-z0-9](?:[a-z0-9-]{0,30}[a-z0-9])?\.)+[a-z]{2,10}(?:\/[A-Za-z0-9._~-]*)*$"
+_ADDRESS: JsonDict = {"maxLength": LONGEST_ADDRESS, "pattern": _PUBLIC, "examples": ["https://app.example.com/hooks"]}
+_LINE: JsonDict = {"maxLength": LONGEST_DESCRIPTION, "pattern": MAYBE_ONE_LINE}
+_OVERLAP: JsonDict = {"minimum": 0, "maximum": int(LONGEST_OVERLAP.total_seconds())}
 
 
 class EventQuery(Taken):
@@ -54,8 +66,8 @@ class DeliveryQuery(Taken):
 class EndpointBody(Taken):
     """The body of POST /webhook-endpoints. Without `events` every event is sent."""
 
-    url: str
-    description: str = ""
+    url: Annotated[str, Field(json_schema_extra=_ADDRESS)]
+    description: Annotated[str, Field(json_schema_extra=_LINE)] = ""
     events: _Types | None = None
 
     def request(self) -> EndpointRequest:
@@ -67,8 +79,8 @@ class EndpointBody(Taken):
 class EndpointChangesBody(Taken):
     """The body of PATCH /webhook-endpoints/<id>: what is left out stays; `events: null` means every event."""
 
-    url: str | None = None
-    description: str | None = None
+    url: Annotated[str, Field(json_schema_extra=_ADDRESS)] | None = None
+    description: Annotated[str, Field(json_schema_extra=_LINE)] | None = None
     events: _Types | None = None
     enabled: bool | None = None
 
@@ -82,13 +94,13 @@ class RotateBody(Taken):
     """The body of POST /webhook-endpoints/<id>/rotate-secret; may be empty."""
 
     # Seconds for which the secret before goes on signing too; a day unless told otherwise, at most a week.
-    previous_expires_in: int | None = None
+    previous_expires_in: Annotated[int, Field(json_schema_extra=_OVERLAP), BeforeValidator(whole)] | None = None
 
 
 # --- answers ----------------------------------------------------------------------------------------
 
 
-class EventAnswer(BaseModel):
+class EventAnswer(Given):
     """One event, as it is in the body of a webhook too."""
 
     id: str
@@ -102,14 +114,14 @@ class EventAnswer(BaseModel):
         return cls.model_validate(as_told(event))
 
 
-class EventsAnswer(BaseModel):
+class EventsAnswer(Given):
     """A page of events, newest first."""
 
     data: list[EventAnswer]
     next_cursor: str | None
 
 
-class EndpointAnswer(BaseModel):
+class EndpointAnswer(Given):
     """A webhook endpoint."""
 
     id: str
@@ -171,13 +183,13 @@ def _members(view: EndpointView) -> dict[str, Any]:
     }
 
 
-class EndpointsAnswer(BaseModel):
+class EndpointsAnswer(Given):
     """Every webhook endpoint, oldest first."""
 
     data: list[EndpointAnswer]
 
 
-class AttemptAnswer(BaseModel):
+class AttemptAnswer(Given):
     """One try to send one event. Without an HTTP status, `error` says why there was no answer."""
 
     at: Time
@@ -191,7 +203,7 @@ class AttemptAnswer(BaseModel):
         return cls(at=view.at, status=view.status, error=view.error, duration_ms=view.duration_ms)
 
 
-class DeliveryAnswer(BaseModel):
+class DeliveryAnswer(Given):
     """One event on its way to one endpoint: pending, delivered or parked."""
 
     event: str
@@ -217,14 +229,20 @@ class DeliveryAnswer(BaseModel):
         )
 
 
-class DeliveriesAnswer(BaseModel):
+class DeliveriesAnswer(Given):
     """A page of deliveries, newest first."""
 
     data: list[DeliveryAnswer]
     next_cursor: str | None
 
 
-class DeliveryDetailsAnswer(BaseModel):
+class ResentAnswer(Given):
+    """How many events are sent again."""
+
+    resent: int
+
+
+class DeliveryDetailsAnswer(Given):
     """One delivery with its last hundred tries, newest first."""
 
     delivery: DeliveryAnswer

@@ -23,6 +23,15 @@ class NotAnObject(Refused):
     advice = "Send a JSON object."
 
 
+class MediaTypeUnsupported(Refused):
+    """The body is sent as something else than JSON."""
+
+    code = "media_type_unsupported"
+    status = 415
+    heading = "The body cannot be read"
+    advice = "Send JSON, with `Content-Type: application/json`."
+
+
 class RequestInvalid(Refused):
     """The body or the query does not say what this endpoint takes; `fields` gives the reasons by field."""
 
@@ -62,6 +71,9 @@ def refused(error: Refused) -> Response:
     challenge = _challenge(error)
     if challenge:
         response.headers["WWW-Authenticate"] = challenge
+    wait = getattr(error, "retry_after", None)
+    if wait is not None:
+        response.headers["Retry-After"] = str(max(1, round(wait)))
     return response
 
 

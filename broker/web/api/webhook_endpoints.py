@@ -7,8 +7,11 @@ from datetime import timedelta
 from flask import g, jsonify, url_for
 from werkzeug.wrappers import Response
 
+from broker.apikeys import Scope
 from broker.audit import Actor
+from broker.connections import CursorUnknown
 from broker.web import services
+from broker.web.api.calls import ENDPOINT, EVENT, Call
 from broker.web.api.event_schemas import (
     AttemptAnswer,
     DeliveriesAnswer,
@@ -20,10 +23,12 @@ from broker.web.api.event_schemas import (
     EndpointChangesBody,
     EndpointsAnswer,
     NewSecretAnswer,
+    ResentAnswer,
     RotateBody,
 )
+from broker.web.api.problems import RequestInvalid
 from broker.web.api.schemas import read_body, read_optional_body, read_query
-from broker.webhook_endpoints import OVERLAP
+from broker.webhook_endpoints import OVERLAP, DeliveryUnknown, EndpointInvalid, EndpointUnknown, TooManyEndpoints
 
 
 def create_endpoint() -> tuple[Response, int, dict[str, str]]:
@@ -88,8 +93,143 @@ def resend_delivery(public_id: str, event_id: str) -> tuple[Response, int]:
 
 def resend_parked(public_id: str) -> tuple[Response, int]:
     """Send everything again that was given up."""
-    return jsonify(resent=services().webhook_endpoints.resend_parked(public_id, actor=_caller())), 202
+    resent = services().webhook_endpoints.resend_parked(public_id, actor=_caller())
+    return jsonify(ResentAnswer(resent=resent).model_dump(mode="json")), 202
 
 
 def _caller() -> Actor:
     return Actor("api_key", g.caller.id)
+
+
+_ENDPOINT = "/webhook-endpoints/<public_id>"
+
+CALLS = (
+    Call(
+        "POST",
+        "/webhook-endpoints",
+        create_endpoint,
+        Scope.WEBHOOKS_WRITE,
+        "Make a webhook endpoint",
+        201,
+        NewSecretAnswer,
+        group="Events and webhooks",
+        about="Its signing secret is in this answer and nowhere else. What is sent follows Standard Webhooks.",
+        body=EndpointBody,
+        refusals=(EndpointInvalid, TooManyEndpoints),
+        located=True,
+    ),
+    Call(
+        "GET",
+        "/webhook-endpoints",
+        list_endpoints,
+        Scope.WEBHOOKS_READ,
+        "List the webhook endpoints",
+        200,
+        EndpointsAnswer,
+        group="Events and webhooks",
+    ),
+    Call(
+        "GET",
+        _ENDPOINT,
+        show_endpoint,
+        Scope.WEBHOOKS_READ,
+        "Show a webhook endpoint and how it is doing",
+        200,
+        EndpointAnswer,
+        group="Events and webhooks",
+        parts={"public_id": ENDPOINT},
+        refusals=(EndpointUnknown,),
+    ),
+    Call(
+        "PATCH",
+        _ENDPOINT,
+        change_endpoint,
+        Scope.WEBHOOKS_WRITE,
+        "Change a webhook endpoint",
+        200,
+        EndpointAnswer,
+        group="Events and webhooks",
+        about="What is left out stays. Enabling it sends what has waited.",
+        parts={"public_id": ENDPOINT},
+        body=EndpointChangesBody,
+        refusals=(EndpointUnknown, EndpointInvalid),
+    ),
+    Call(
+        "DELETE",
+        _ENDPOINT,
+        delete_endpoint,
+        Scope.WEBHOOKS_WRITE,
+        "Forget a webhook endpoint",
+        204,
+        None,
+        group="Events and webhooks",
+        about="With everything that waits for it.",
+        parts={"public_id": ENDPOINT},
+        refusals=(EndpointUnknown,),
+    ),
+    Call(
+        "POST",
+        f"{_ENDPOINT}/rotate-secret",
+        rotate_secret,
+        Scope.WEBHOOKS_WRITE,
+        "Give a webhook endpoint a new secret",
+        200,
+        NewSecretAnswer,
+        group="Events and webhooks",
+        about="The one before signs too for a while.",
+        parts={"public_id": ENDPOINT},
+        body=RotateBody,
+        body_required=False,
+        refusals=(EndpointUnknown, EndpointInvalid),
+    ),
+    Call(
+        "GET",
+        f"{_ENDPOINT}/deliveries",
+        list_deliveries,
+        Scope.WEBHOOKS_READ,
+        "List what was and is to be sent",
+        200,
+        DeliveriesAnswer,
+        group="Events and webhooks",
+        parts={"public_id": ENDPOINT},
+        query=DeliveryQuery,
+        refusals=(RequestInvalid, EndpointUnknown, CursorUnknown),
+    ),
+    Call(
+        "POST",
+        f"{_ENDPOINT}/deliveries/resend-parked",
+        resend_parked,
+        Scope.WEBHOOKS_WRITE,
+        "Send everything again that was given up",
+        202,
+        ResentAnswer,
+        group="Events and webhooks",
+        parts={"public_id": ENDPOINT},
+        refusals=(EndpointUnknown,),
+    ),
+    Call(
+        "GET",
+        f"{_ENDPOINT}/deliveries/<event_id>",
+        show_delivery,
+        Scope.WEBHOOKS_READ,
+        "Show a delivery with its tries",
+        200,
+        DeliveryDetailsAnswer,
+        group="Events and webhooks",
+        parts={"public_id": ENDPOINT, "event_id": EVENT},
+        refusals=(EndpointUnknown, DeliveryUnknown),
+    ),
+    Call(
+        "POST",
+        f"{_ENDPOINT}/deliveries/<event_id>/resend",
+        resend_delivery,
+        Scope.WEBHOOKS_WRITE,
+        "Send an event again",
+        202,
+        DeliveryAnswer,
+        group="Events and webhooks",
+        about="Whatever became of it; its id stays the same.",
+        parts={"public_id": ENDPOINT, "event_id": EVENT},
+        refusals=(EndpointUnknown, DeliveryUnknown),
+    ),
+)
