@@ -10,7 +10,7 @@ from datetime import UTC, datetime
 from enum import StrEnum
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, PlainSerializer, WithJsonSchema, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PlainSerializer, WithJsonSchema, model_validator
 from pydantic.config import JsonDict
 
 from broker.text import ONE_LINE, ONE_LINE_WITH_AT, VISIBLE_LINE
@@ -68,6 +68,12 @@ def iso(value: datetime) -> str:
 
 Time = Annotated[datetime, PlainSerializer(iso), WithJsonSchema({"type": "string", "format": "date-time"})]
 """A point in time as ISO 8601 UTC with Z."""
+
+
+def _whole(value: object) -> object:
+    """Take `60.0` as the whole number it is in JSON."""
+    return int(value) if isinstance(value, float) and value.is_integer() else value
+
 
 Ref = Annotated[str, Field(pattern=REF, examples=["7F3K-92QD-M4TX"])]
 ExternalId = Annotated[str, Field(min_length=1, max_length=LONGEST_ID, pattern=VISIBLE_LINE, examples=["user-42"])]
@@ -159,7 +165,9 @@ class LinkBody(Taken):
         WithJsonSchema({"anyOf": [_METADATA_SCHEMA, {"type": "null"}]}),
     ] = None
     expires_in: Annotated[
-        int | None, Field(ge=1, le=LONGEST_LINK_LIFE, description="Seconds; 30 minutes when left out.")
+        Annotated[int, Field(ge=1, le=LONGEST_LINK_LIFE)] | None,
+        BeforeValidator(_whole),
+        Field(description="Seconds; 30 minutes when left out."),
     ] = None
     connection: Annotated[
         Ref | None,

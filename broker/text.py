@@ -14,7 +14,7 @@ def storable(text: str) -> bool:
 # and characters that are invisible or turn the direction of what follows. Written so that Python and JavaScript
 # (JSON Schema) read it alike.
 _HIDDEN = (
-    r"\x00-\x1f\x7f-\xa0\xad\u061c\u1680\u180e\u2000-\u200f\u2028-\u202f\u205f-\u206f\u3000\ud800-\uf8ff\ufeff"
+    r"\x00-\x1f\x7f-\xa0\xad\u061c\u1680\u180e\u2000-\u200f\u2028-\u202f\u205f-\u206f\u3000\ue000-\uf8ff\ufeff"
     r"\ufff0-\ufffb\ufffe\uffff"
 )
 ONE_LINE = rf"^[^{_HIDDEN}]+$"
@@ -31,4 +31,4 @@ _ONE_LINE = re.compile(ONE_LINE)
 
 def one_line(text: str) -> bool:
     """Tell whether `text` is one line of plain text that both databases can keep; the empty text is not."""
-    return _ONE_LINE.fullmatch(text) is not None
+    return storable(text) and _ONE_LINE.fullmatch(text) is not None

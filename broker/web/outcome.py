@@ -108,6 +108,12 @@ def _held(page: FlowPage, host: str) -> Outcome:
     if page.hold is Hold.INSTALLATION:
         text = f"Choose there where {host} may have access. Then {provider} brings you back here."
         return Outcome(f"One more step at {provider}", text, icon="info")
+    if page.hold is Hold.CONFIRMATION:
+        text = (
+            f"{opening(host)} now makes sure that it was you who came back from {provider}. This page looks again by "
+            "itself. It does not take long; what you allowed is not used before."
+        )
+        return Outcome(f"Waiting for {host}", text, waiting=True)
     text = (
         f"{provider} has asked the owners of the account. You can close this page. "
         f"Once an owner has agreed, come back to it and continue at {provider}."
