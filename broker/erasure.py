@@ -46,8 +46,7 @@ LOOKS_AGAIN_SECONDS = 10.0
 """How often an erasure looks whether everything is cleared up."""
 KINDS_ABOUT_CONNECTIONS = ("import", "verify", "probe", "refresh", "revoke", "remove")
 REMAINS = (
-    "The audit trail, and what providers have reported, keep references, account ids and this id until their own time "
-    "is over; they hold no token.",
+    "The audit trail, and what providers have reported, name references, account ids and this id for a while longer.",
     "What the provider or Sequin has stored for itself stays there: synced data, and an app the person installed.",
 )
 

@@ -47,7 +47,8 @@ def init_app(app: Flask, settings: Settings) -> None:
         """Say what is left, in the fields of the IETF's draft on rate limits; Retry-After comes with the 429."""
         counted = limiter.current_limit
         if counted is not None:
-            left = max(0, ceil(counted.reset_at - time.time()))
-            response.headers["RateLimit-Policy"] = f'"calls";q={counted.limit.amount};w={counted.limit.get_expiry()}'
+            window = counted.limit.get_expiry()
+            left = min(window, max(0, ceil(counted.reset_at - time.time())))
+            response.headers["RateLimit-Policy"] = f'"calls";q={counted.limit.amount};w={window}'
             response.headers["RateLimit"] = f'"calls";r={max(0, counted.remaining)};t={left}'
         return response

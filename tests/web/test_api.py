@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ from werkzeug.test import TestResponse
 
 from broker.apikeys import ApiKeys, Scope
 from broker.app import create_app
-from broker.models import ImportState, Link
+from broker.models import ConnectedAccount, Flow, IdempotentCall, ImportState, Link
 from broker.web.api import SCOPES, limiter_key
 from tests.house import House, make_settings, open_house
 
@@ -407,3 +408,135 @@ def test_a_check_is_asked_for_and_answered_at_once(client: FlaskClient, house: H
     answer = client.post(f"/api/v1/connections/{ref}/check", headers=key)
     assert (answer.status_code, answer.json) == (202, {"ref": ref})
     assert house.asked_for() == {"verify", "probe"}
+
+
+# --- repeated calls, limits, refusals ---------------------------------------------------------------
+
+
+def test_a_repeated_call_makes_nothing_new_and_gets_the_same_answer(
+    house: House, client: FlaskClient, key: dict[str, str]
+) -> None:
+    headers = key | {"Idempotency-Key": "5f0c"}
+    first, again = (client.post("/api/v1/connect-links", headers=headers, json=PERSON) for _ in range(2))
+
+    assert (again.status_code, again.json, again.headers["Location"]) == (201, first.json, first.headers["Location"])
+    assert "Idempotency-Replayed" not in first.headers
+    assert again.headers["Idempotency-Replayed"] == "true"
+    assert house.value(sa.select(sa.func.count()).select_from(Link)) == 1
+    token = str(first.get_json()["url"]).rpartition("/")[2]
+    assert token.encode() not in house.value(sa.select(IdempotentCall.answer_sealed))
+    other = PERSON | {"manage": True}
+    problem(client.post("/api/v1/connect-links", headers=headers, json=other), 409, "idempotency_key_reused")
+
+
+def test_a_refused_call_may_be_corrected_under_its_key(client: FlaskClient, key: dict[str, str]) -> None:
+    headers = key | {"Idempotency-Key": "5f0c"}
+    problem(client.post("/api/v1/connect-links", headers=headers, json={}), 422, "request_invalid")
+
+    assert client.post("/api/v1/connect-links", headers=headers, json=PERSON).status_code == 201
+
+
+def test_what_is_counted_says_what_is_left(client: FlaskClient, key: dict[str, str]) -> None:
+    answer = client.post("/api/v1/connect-links", headers=key, json=PERSON)
+
+    assert answer.headers["RateLimit-Policy"] == '"calls";q=100;w=1'
+    assert re.fullmatch(r'"calls";r=\d+;t=[01]', answer.headers["RateLimit"])
+    assert "RateLimit" not in client.get("/api/v1/apps", headers=key).headers
+
+
+def test_whoever_asks_too_often_is_told_when_to_come_back(
+    app: Flask, client: FlaskClient, key: dict[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (limiter,) = app.extensions["limiter"]
+    monkeypatch.setattr(limiter.limiter, "hit", lambda *_, **__: False)
+
+    answer = client.post("/api/v1/connect-links", headers=key, json=PERSON)
+
+    problem(answer, 429, "too_many_requests")
+    assert answer.headers["Retry-After"] == "1"
+
+
+@pytest.mark.parametrize(
+    ("asked", "status", "code"),
+    [
+        ({"path": "/api/v1/none"}, 404, "not_found"),
+        ({"path": "/api/"}, 404, "not_found"),
+        ({"path": "/api/v1/connect-links", "method": "PATCH"}, 405, "method_not_allowed"),
+        ({"path": "/api/v1/connect-links", "method": "TRACE"}, 405, "method_not_allowed"),
+        ({"method": "POST", "data": b"a=b", "content_type": "text/plain"}, 415, "media_type_unsupported"),
+        ({"method": "POST", "data": b"x" * 300_000, "content_type": "application/json"}, 413, "too_large"),
+        ({"method": "POST", "headers": {"Transfer-Encoding": "chunked"}}, 411, "length_required"),
+    ],
+)
+def test_whatever_the_framework_refuses_reads_as_a_problem(
+    client: FlaskClient, key: dict[str, str], asked: dict[str, Any], status: int, code: str
+) -> None:
+    told = {"path": "/api/v1/connect-links"} | asked | {"headers": key | asked.get("headers", {})}
+    problem(client.open(**told), status, code)
+
+
+# --- reconnect links, confirmation, erasure ---------------------------------------------------------
+
+
+def test_a_reconnect_link_is_for_that_connection_and_its_app(
+    house: House, client: FlaskClient, key: dict[str, str]
+) -> None:
+    ref = house.connection(house.end_user("user-1"), app_key="stripe-test", host_metadata={"plan": "pro"})
+    made = client.post("/api/v1/connect-links", headers=key, json={"end_user": {"id": "user-1"}, "connection": ref})
+
+    shown = client.get(made.headers["Location"], headers=key).get_json()
+    assert (shown["connection"], shown["apps"], shown["end_user"]) == (ref, ["stripe-test"], {"id": "user-1"})
+    assert house.value(sa.select(Link.host_metadata)) == {"plan": "pro"}
+    body = {"end_user": {"id": "user-1"}, "connection": ref, "apps": ["stripe"]}
+    problem(client.post("/api/v1/connect-links", headers=key, json=body), 422, "link_invalid")
+
+
+def test_somebody_else_s_connection_reads_like_one_that_does_not_exist(
+    house: House, client: FlaskClient, key: dict[str, str]
+) -> None:
+    ref = house.connection(house.end_user("user-2"))
+    answers = [
+        client.post("/api/v1/connect-links", headers=key, json=PERSON | {"connection": wrong})
+        for wrong in (ref, "0000-0000-0000")
+    ]
+
+    told = [problem(answer, 404, "connection_unknown") for answer in answers]
+    assert told[0]["detail"] == told[1]["detail"]
+    assert house.value(sa.select(sa.func.count()).select_from(Link)) == 0
+
+
+def test_a_manage_link_cannot_be_for_anything_else(client: FlaskClient, key: dict[str, str]) -> None:
+    for besides in ({"confirm": True}, {"connection": "0000-0000-0000"}):
+        body = PERSON | {"manage": True} | besides
+        problem(client.post("/api/v1/connect-links", headers=key, json=body), 422, "request_invalid")
+
+
+def test_an_unknown_and_an_erased_person_answer_alike(
+    app: Flask, house: House, client: FlaskClient, key: dict[str, str]
+) -> None:
+    house.connection(house.end_user("a/b c"))
+    asked = client.delete("/api/v1/end-users/a/b%20c", headers=key)
+    assert (asked.status_code, asked.get_json()["state"], asked.get_json()["connections_left"]) == (202, "erasing", 1)
+    again = PERSON | {"end_user": {"id": "a/b c"}}
+    problem(client.post("/api/v1/connect-links", headers=key, json=again), 409, "end_user_erased")
+    house.run(sa.update(ConnectedAccount).values(revocation="done", removal="done"))
+    services = app.extensions["broker"]
+    services.erasures.run(services.jobs.lease(["forget"])[0])
+
+    answers = [client.delete(f"/api/v1/end-users/{who}", headers=key) for who in ("a/b%20c", "nobody")]
+    assert len({problem(answer, 404, "end_user_unknown")["detail"] for answer in answers}) == 1
+
+
+def test_a_confirmation_by_the_wrong_person_ends_the_flow(
+    house: House, client: FlaskClient, key: dict[str, str]
+) -> None:
+    client.post("/api/v1/connect-links", headers=key, json=PERSON | {"confirm": True})
+    later = house.clock.now().replace(hour=11)
+    flow = house.flow(house.value(sa.select(Link.id)), "b", confirm=True, state="held", hold="confirmation",
+        code_sealed=b"x", code_expires_at=later)  # fmt: skip
+    ref = house.value(sa.select(Flow.ref).where(Flow.id == flow))
+
+    wrong = client.post(f"/api/v1/flows/{ref}/confirm", headers=key, json={"end_user_id": "somebody"})
+    problem(wrong, 409, "confirmation_mismatch")
+    late = client.post(f"/api/v1/flows/{ref}/confirm", headers=key, json={"end_user_id": "user-1"})
+    problem(late, 409, "flow_ended")
