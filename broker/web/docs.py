@@ -112,7 +112,7 @@ def _operation(server: str, path: str, method: str, told: Schema, schemas: Schem
         scope=told["x-scope"],
         parameters=tuple(_parameter(each, schemas) for each in told["parameters"]),
         body=tuple(_fields(body, schemas)) if body else (),
-        answer=tuple(_fields(answer["content"]["application/json"]["schema"], schemas)),
+        answer=tuple(_fields(answer["content"]["application/json"]["schema"], schemas)) if "content" in answer else (),
         status=success,
         headers=tuple(
             FieldRow(name, "string", required=False, about=prose(each["description"]))

@@ -14,7 +14,7 @@ from broker.apikeys import Scope
 from broker.contract import LINK_ID, REF
 from broker.errors import BrokerError
 
-Method = Literal["GET", "POST", "DELETE"]
+Method = Literal["GET", "POST", "PATCH", "DELETE"]
 
 
 @dataclass(frozen=True)
@@ -46,12 +46,14 @@ class Call:
     # A sentence without a full stop, then whatever else there is to know.
     summary: str
     status: int
-    answer: type[BaseModel]
+    # None for an answer without a body.
+    answer: type[BaseModel] | None
     about: str = ""
     # Under which heading it stands.
     group: str = ""
     parts: Mapping[str, PathPart] = field(default_factory=lambda: MappingProxyType({}))
     body: type[BaseModel] | None = None
+    body_required: bool = True
     query: type[BaseModel] | None = None
     # Whether `metadata.<key>` narrows it too.
     by_metadata: bool = False

@@ -77,7 +77,7 @@ def _operation(call: Call) -> Schema:
         "responses": _responses(call),
     }
     if call.body is not None:
-        told["requestBody"] = {"required": True, "content": _json(call.body)}
+        told["requestBody"] = {"required": call.body_required, "content": _json(call.body)}
     return told
 
 
@@ -117,7 +117,10 @@ def _json(model: type[BaseModel]) -> Schema:
 
 
 def _responses(call: Call) -> dict[str, Schema]:
-    responses = {str(call.status): {"description": "Done.", "content": _json(call.answer), "headers": _headers(call)}}
+    done: Schema = {"description": "Done.", "headers": _headers(call)}
+    if call.answer is not None:
+        done["content"] = _json(call.answer)
+    responses = {str(call.status): done}
     for status, codes in sorted(_codes(call).items()):
         listed = ", ".join(f"`{code}`" for code in codes)
         responses[str(status)] = {
@@ -172,7 +175,7 @@ class _Plain(GenerateJsonSchema):
 
 def _schemas(settings: Settings | None) -> dict[str, Schema]:
     bodies = {call.body for call in CALLS if call.body is not None}
-    answers = {call.answer for call in CALLS} | {ProblemAnswer}
+    answers = {call.answer for call in CALLS if call.answer is not None} | {ProblemAnswer}
     wanted = [(model, "validation") for model in sorted(bodies, key=_name)]
     wanted += [(model, "serialization") for model in sorted(answers, key=_name)]
     _, made = models_json_schema(wanted, ref_template=PLACE, schema_generator=_Plain)  # type: ignore[arg-type]
