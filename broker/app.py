@@ -39,6 +39,7 @@ from broker.journal import FlowJournal
 from broker.keyring import KeyRing
 from broker.links import Links
 from broker.matching import OAuthAppMatch, OAuthApps
+from broker.moving import Moving
 from broker.notifications import Notifications, may_be_told
 from broker.oauth import OAuth
 from broker.operators import Operators
@@ -198,6 +199,7 @@ def build_services(
             database=database, clock=clock, jobs=jobs, journal=journal, disconnections=disconnections
         ),
         idempotent_calls=idempotent_calls,
+        moving=Moving(database=database, clock=clock, apps=apps, vault=vault, jobs=jobs),
         sequin=sequin,
         circuits=circuits,
         oauth_apps=OAuthApps(database=database, apps=apps, sequin=sequin, match=match, jobs=jobs),

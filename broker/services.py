@@ -26,6 +26,7 @@ from broker.journal import FlowJournal
 from broker.keyring import KeyRing
 from broker.links import Links
 from broker.matching import OAuthApps
+from broker.moving import Moving
 from broker.notifications import Notifications
 from broker.operators import Operators
 from broker.probes import Probes
@@ -69,6 +70,7 @@ class Services:
     discards: Discards
     erasures: Erasures
     idempotent_calls: IdempotentCalls
+    moving: Moving
     reconciliation: Reconciliation
     purge: Purge
     sequin: Sequin

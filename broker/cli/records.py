@@ -11,6 +11,7 @@ from flask.cli import with_appcontext
 from broker.apikeys import Scope
 from broker.audit import COMMAND_LINE
 from broker.cli.checks import check, forget
+from broker.cli.moving import export_connections, import_connections
 from broker.cli.printing import iso, json_option, say_json, say_table
 from broker.connections import ConnectionFilters, ConnectionView
 from broker.contract import ConnectionAnswer
@@ -265,6 +266,8 @@ def disconnect_connection(ref: str) -> None:
 
 connections.add_command(check)
 connections.add_command(forget)
+connections.add_command(export_connections)
+connections.add_command(import_connections)
 
 
 # --- jobs ---------------------------------------------------------------------------------------------

@@ -228,6 +228,11 @@ def key_ring(text: str, report: Report) -> tuple[EncryptionKey, ...]:
     return tuple(keys)
 
 
+def one_key(text: str) -> EncryptionKey:
+    """Parse a single `kid:base64`, as `generate_key` makes it; no example is taken. Raises Wrong."""
+    return _key(1, text, Report(production=True))
+
+
 def _key(number: int, entry: str, report: Report) -> EncryptionKey:
     kid, colon, encoded = entry.partition(":")
     if not colon:

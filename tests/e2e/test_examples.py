@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 import pytest
 import requests
@@ -127,13 +128,12 @@ def test_the_node_host_connects_an_account_and_verifies_a_webhook(world: World, 
 
 
 def test_the_shell_host_makes_a_link_once_and_shows_what_it_connected(world: World) -> None:
-    def run(*arguments: str) -> dict[str, object]:
+    def run(*arguments: str) -> Any:
         command = ["sh", str(EXAMPLES / "host-curl/host.sh"), *arguments]
         settings = environment(world, 0) | {"IDEMPOTENCY_KEY": "only-once"}
         done = subprocess.run(command, env=settings, capture_output=True, text=True, check=False, timeout=60)
         assert done.returncode == 0, done.stderr
-        answer: dict[str, object] = json.loads(done.stdout)
-        return answer
+        return json.loads(done.stdout)
 
     if shutil.which("curl") is None:
         pytest.skip("there is no curl on this machine")
@@ -141,7 +141,7 @@ def test_the_shell_host_makes_a_link_once_and_shows_what_it_connected(world: Wor
     assert run("link", "shell-user") == link
     Person(world).connect(str(link["url"]), "stripe")
 
-    (connection,) = run("status", "shell-user")["data"]  # type: ignore[misc, attr-defined]
+    (connection,) = run("status", "shell-user")["data"]
     assert connection["end_user"]["id"] == "shell-user"
 
 
