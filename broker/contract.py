@@ -430,9 +430,7 @@ class ConnectionAnswer(Given):
                     "imported_at": hand_off.imported_at,
                     "verified_at": hand_off.verified_at,
                 },
-                "steps": [
-                    {"name": step.name.value, "state": step.state.value, "at": step.at} for step in view.steps
-                ],
+                "steps": [{"name": step.name.value, "state": step.state.value, "at": step.at} for step in view.steps],
                 "metadata": dict(view.metadata),
                 "created_at": view.created_at,
                 "updated_at": view.updated_at,

@@ -121,12 +121,12 @@ class IdempotentCalls:
             raise KeyReused
         if found.answer_sealed is None:
             raise InProgress
-        return Kept(**json.loads(self._vault.open(found.answer_sealed, _binding(claim.key_hash))))
+        return Kept(**json.loads(self._vault.open(found.answer_sealed, answer_binding(claim.key_hash))))
 
     def keep(self, claim: Claim, answer: Kept) -> None:
         """Keep the answer for whoever repeats the call."""
         content = {"status": answer.status, "body": answer.body, "headers": dict(answer.headers)}
-        sealed = self._vault.seal(json.dumps(content).encode(), _binding(claim.key_hash))
+        sealed = self._vault.seal(json.dumps(content).encode(), answer_binding(claim.key_hash))
         with self._database.write() as connection:
             connection.execute(sa.update(_calls).where(*_mine(claim)).values(answer_sealed=sealed))
 
@@ -151,5 +151,6 @@ def _mine(claim: Claim) -> tuple[sa.ColumnElement[bool], ...]:
     return (_calls.c.key_hash == claim.key_hash, _calls.c.claim == claim.token)
 
 
-def _binding(key_hash: str) -> Binding:
+def answer_binding(key_hash: str) -> Binding:
+    """Return where a kept answer may be opened."""
     return Binding("idempotent_calls", "answer", key_hash)

@@ -70,7 +70,13 @@ class Purge:
     """Forgets by the `[retention]` settings; by itself every hour, and on request."""
 
     def __init__(
-        self, *, database: Database, clock: Clock, jobs: Jobs, sessions: Sessions, calls: IdempotentCalls,
+        self,
+        *,
+        database: Database,
+        clock: Clock,
+        jobs: Jobs,
+        sessions: Sessions,
+        calls: IdempotentCalls,
         retention: Retention,
     ) -> None:
         self._database = database

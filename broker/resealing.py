@@ -21,9 +21,10 @@ from broker.audit import Actor
 from broker.clock import Clock
 from broker.db import Database, table
 from broker.errors import BrokerError, Unreadable
-from broker.journal import flow_binding, hop_binding
+from broker.idempotency import answer_binding
+from broker.journal import code_binding, flow_binding, hop_binding
 from broker.keyring import KeyRing
-from broker.models import ConnectedAccount, Flow, Hop, WebhookEndpoint, WebhookSecret
+from broker.models import ConnectedAccount, Flow, Hop, IdempotentCall, WebhookEndpoint, WebhookSecret
 from broker.notifications import secret_binding
 from broker.vault import Binding, Vault, sealed_with
 
@@ -34,6 +35,7 @@ NAMED = 100
 
 log = structlog.get_logger(__name__)
 
+_calls = table(IdempotentCall)
 _connections = table(ConnectedAccount)
 _endpoints = table(WebhookEndpoint)
 _flows = table(Flow)
@@ -62,6 +64,12 @@ class SealedColumn:
         """Such as connections.grant_sealed."""
         return f"{self.column.table.name}.{self.column.name}"
 
+    @property
+    def key(self) -> sa.Column[Any]:
+        """The row's own key."""
+        (key,) = self.column.table.primary_key.columns
+        return key
+
 
 SEALED: Sequence[SealedColumn] = (
     SealedColumn(
@@ -69,6 +77,7 @@ SEALED: Sequence[SealedColumn] = (
         sa.select(_connections.c.id, _connections.c.ref, _connections.c.token_version),
         lambda row: grant_binding(row.ref, row.token_version),
     ),
+    SealedColumn(_flows.c.code_sealed, sa.select(_flows.c.id, _flows.c.ref), lambda row: code_binding(row.ref)),
     SealedColumn(_flows.c.grant_sealed, sa.select(_flows.c.id, _flows.c.ref), lambda row: flow_binding(row.ref)),
     SealedColumn(
         _hops.c.verifier_sealed, sa.select(_hops.c.id, _hops.c.state_hash), lambda row: hop_binding(row.state_hash)
@@ -78,6 +87,7 @@ SEALED: Sequence[SealedColumn] = (
         sa.select(_secrets.c.id, _secrets.c.number, _endpoints.c.public_id).join_from(_secrets, _endpoints),
         lambda row: secret_binding(row.public_id, row.number),
     ),
+    SealedColumn(_calls.c.answer_sealed, sa.select(_calls.c.key_hash), lambda row: answer_binding(row.key_hash)),
 )
 """Every column that the vault seals, the canaries apart: each key has a canary of its own."""
 
@@ -121,15 +131,16 @@ class Resealing:
         return Resealed(MappingProxyType(counts), tuple(unreadable[:NAMED]), len(unreadable))
 
     def _batches(self, sealed: SealedColumn, unreadable: list[str]) -> Iterator[int]:
-        key, last = sealed.column.table.c.id, 0
+        key, last = sealed.key, None
         theirs = sa.not_(_is_sealed_with(sealed.column, self._vault.key_ids[0]))
         query = sealed.names.add_columns(sealed.column.label("sealed")).where(sealed.column.is_not(None), theirs)
         while True:
             with self._database.read() as connection:
-                rows = connection.execute(query.where(key > last).order_by(key).limit(AT_ONCE)).all()
+                after = sa.true() if last is None else key > last
+                rows = connection.execute(query.where(after).order_by(key).limit(AT_ONCE)).all()
             if not rows:
                 return
-            last = rows[-1].id
+            last = getattr(rows[-1], key.name)
             yield self._reseal(sealed, rows, unreadable)
 
     def _reseal(self, sealed: SealedColumn, rows: Sequence[Row[Any]], unreadable: list[str]) -> int:
@@ -147,7 +158,7 @@ class Resealing:
                     # Changed meanwhile: whoever did that has sealed it with the ring of today.
                     done += connection.execute(
                         sa.update(sealed.column.table)
-                        .where(sealed.column.table.c.id == row.id, sealed.column == row.sealed)
+                        .where(sealed.key == getattr(row, sealed.key.name), sealed.column == row.sealed)
                         .values({sealed.column: value})
                     ).rowcount
         return done

@@ -10,7 +10,8 @@ import sqlalchemy as sa
 from broker.attach import grant_binding
 from broker.audit import COMMAND_LINE
 from broker.db import Base
-from broker.journal import flow_binding, hop_binding
+from broker.idempotency import answer_binding
+from broker.journal import code_binding, flow_binding, hop_binding
 from broker.keyring import KeyRing
 from broker.models import (
     ConnectedAccount,
@@ -18,6 +19,7 @@ from broker.models import (
     FlowState,
     Hop,
     HopKind,
+    IdempotentCall,
     KeyCanary,
     Link,
     WebhookEndpoint,
@@ -83,40 +85,51 @@ def test_what_an_older_key_sealed_opens_with_the_first_key_alone_afterwards(hous
 
 def test_every_kind_of_sealed_value_is_sealed_again(house: House) -> None:
     connection(house)
-    flow, hop, secret = fill_the_others(house)
+    fill_the_others(house)
     done = resealing(house).rotate(actor=COMMAND_LINE)
-    assert set(done.counts.values()) == {1}
-    for model, key, column, binding in (
-        (Flow, flow, Flow.grant_sealed, flow_binding("f")),
-        (Hop, hop, Hop.verifier_sealed, hop_binding("state")),
-        (WebhookSecret, secret, WebhookSecret.sealed, secret_binding("whe_1", 1)),
+    assert done.counts == dict.fromkeys((sealed.name for sealed in SEALED), 1)
+    for column, binding in (
+        (Flow.code_sealed, code_binding("f")),
+        (Flow.grant_sealed, flow_binding("f")),
+        (Hop.verifier_sealed, hop_binding("state")),
+        (WebhookSecret.sealed, secret_binding("whe_1", 1)),
+        (IdempotentCall.answer_sealed, answer_binding("call")),
     ):
-        sealed = house.value(sa.select(column).where(model.id == key))
-        assert Vault([NEW]).open(sealed, binding) == b"hidden"
+        assert Vault([NEW]).open(house.value(sa.select(column)), binding) == b"hidden"
 
 
-def fill_the_others(house: House) -> tuple[int, int, int]:
+def fill_the_others(house: House) -> None:
+    """Add one sealed value to each of the other columns."""
     now = house.clock.now()
-    person = house.end_user("jo")
     link = house.insert(
-        Link, public_id="l", token_hash="h", end_user_id=person,
-        host_metadata={}, created_by="cli", created_at=now, expires_at=now,
+        Link, public_id="l", token_hash="h", end_user_id=house.end_user("jo"), host_metadata={}, created_by="cli",
+        created_at=now, expires_at=now,
     )  # fmt: skip
-    flow = house.flow(link, "b", ref="f", state=FlowState.REDEEMING,
-                      grant_sealed=BEFORE.seal(b"hidden", flow_binding("f")))  # fmt: skip
-    hop = house.insert(
+    flow = house.flow(
+        link, "b", ref="f", state=FlowState.REDEEMING, code_sealed=hidden(code_binding("f")),
+        grant_sealed=hidden(flow_binding("f")),
+    )  # fmt: skip
+    house.insert(
         Hop, flow_id=flow, kind=HopKind.AUTHORIZE, state_hash="state", created_at=now, expires_at=now,
-        verifier_sealed=BEFORE.seal(b"hidden", hop_binding("state")),
+        verifier_sealed=hidden(hop_binding("state")),
     )  # fmt: skip
     endpoint = house.insert(
         WebhookEndpoint, public_id="whe_1", url="https://host.example/hook", description="", created_by="cli",
         created_at=now, updated_at=now,
     )  # fmt: skip
-    secret = house.insert(
-        WebhookSecret, endpoint_id=endpoint, number=1, created_at=now,
-        sealed=BEFORE.seal(b"hidden", secret_binding("whe_1", 1)),
+    house.insert(
+        WebhookSecret, endpoint_id=endpoint, number=1, created_at=now, sealed=hidden(secret_binding("whe_1", 1)),
     )  # fmt: skip
-    return flow, hop, secret
+    house.run(
+        sa.insert(IdempotentCall).values(
+            key_hash="call", request_hash="r", claim="c", claimed_at=now, expires_at=now,
+            answer_sealed=hidden(answer_binding("call")),
+        )
+    )  # fmt: skip
+
+
+def hidden(binding: Binding) -> bytes:
+    return BEFORE.seal(b"hidden", binding)
 
 
 def test_running_it_again_finds_nothing_left_to_do(house: House) -> None:
