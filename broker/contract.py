@@ -70,8 +70,8 @@ Time = Annotated[datetime, PlainSerializer(iso), WithJsonSchema({"type": "string
 """A point in time as ISO 8601 UTC with Z."""
 
 
-def _whole(value: object) -> object:
-    """Take `60.0` as the whole number it is in JSON."""
+def whole(value: object) -> object:
+    """Return `60.0` as the whole number it is in JSON, anything else as it is."""
     return int(value) if isinstance(value, float) and value.is_integer() else value
 
 
@@ -166,7 +166,7 @@ class LinkBody(Taken):
     ] = None
     expires_in: Annotated[
         Annotated[int, Field(ge=1, le=LONGEST_LINK_LIFE)] | None,
-        BeforeValidator(_whole),
+        BeforeValidator(whole),
         Field(description="Seconds; 30 minutes when left out."),
     ] = None
     connection: Annotated[

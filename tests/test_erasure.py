@@ -16,6 +16,7 @@ from broker.models import (
     CleanUp,
     ConnectedAccount,
     EndUser,
+    Event,
     Flow,
     FlowEvent,
     Hop,
@@ -26,7 +27,7 @@ from broker.models import Claim as AccountClaim
 from tests.connecting import Bench, open_bench
 
 HOST = Actor("api_key", "key_host")
-OF_A_PERSON = (AccountClaim, ConnectedAccount, EndUser, Flow, FlowEvent, Hop, Link, LinkUse, BrowserSession)
+OF_A_PERSON = (AccountClaim, ConnectedAccount, EndUser, Event, Flow, FlowEvent, Hop, Link, LinkUse, BrowserSession)
 
 
 @pytest.fixture
@@ -38,8 +39,9 @@ def bench(database_url: str) -> Iterator[Bench]:
 
 
 def cleared_up(bench: Bench) -> None:
-    """Say of every clean-up that it is over."""
+    """Say of every clean-up that it is over, and of every event that nobody has still to be told of it."""
     with bench.database.write() as connection:
+        connection.execute(sa.update(Event).values(dispatched_at=bench.clock.now()))
         connection.execute(sa.update(ConnectedAccount).values(revocation=CleanUp.DONE, removal=CleanUp.DONE))
 
 
@@ -73,6 +75,16 @@ def test_the_rows_stay_until_everything_is_cleared_up_and_then_go(bench: Bench) 
     assert all(not bench.rows(model) for model in OF_A_PERSON)
     with pytest.raises(EndUserUnknown):
         bench.services.erasures.request("user-1", actor=HOST)
+
+
+def test_the_host_is_told_that_it_ended_before_it_is_forgotten(bench: Bench) -> None:
+    bench.connect()
+    bench.services.erasures.request("user-1", actor=HOST)
+    cleared_up(bench)
+    with bench.database.write() as connection:
+        connection.execute(sa.update(Event).values(dispatched_at=None))
+
+    assert isinstance(bench.services.erasures.run(bench.lease("forget")), Later)
 
 
 def test_other_people_s_rows_stay(bench: Bench) -> None:

@@ -16,7 +16,7 @@ from werkzeug.test import TestResponse
 
 from broker.apikeys import ApiKeys, Scope
 from broker.app import create_app
-from broker.models import ConnectedAccount, Flow, IdempotentCall, ImportState, Link
+from broker.models import ConnectedAccount, Event, Flow, IdempotentCall, ImportState, Link
 from broker.web.api import SCOPES, limiter_key
 from tests.house import House, make_settings, open_house
 
@@ -520,6 +520,7 @@ def test_an_unknown_and_an_erased_person_answer_alike(
     again = PERSON | {"end_user": {"id": "a/b c"}}
     problem(client.post("/api/v1/connect-links", headers=key, json=again), 409, "end_user_erased")
     house.run(sa.update(ConnectedAccount).values(revocation="done", removal="done"))
+    house.run(sa.update(Event).values(dispatched_at=house.clock.now()))
     services = app.extensions["broker"]
     services.erasures.run(services.jobs.lease(["forget"])[0])
 

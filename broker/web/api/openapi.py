@@ -176,10 +176,14 @@ class _Plain(GenerateJsonSchema):
 def _schemas(settings: Settings | None) -> dict[str, Schema]:
     bodies = {call.body for call in CALLS if call.body is not None}
     answers = {call.answer for call in CALLS if call.answer is not None} | {ProblemAnswer}
-    wanted = [(model, "validation") for model in sorted(bodies, key=_name)]
+    # Of a query only the words that its fields refer to: the fields themselves are parameters.
+    queries = {call.query for call in CALLS if call.query is not None}
+    wanted = [(model, "validation") for model in sorted(bodies | queries, key=_name)]
     wanted += [(model, "serialization") for model in sorted(answers, key=_name)]
     _, made = models_json_schema(wanted, ref_template=PLACE, schema_generator=_Plain)  # type: ignore[arg-type]
     schemas: dict[str, Schema] = made["$defs"]
+    for query in queries:
+        del schemas[query.__name__]
     if settings is not None:
         _localise(schemas["LinkBody"]["properties"], settings)
     return schemas
