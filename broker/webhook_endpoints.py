@@ -35,7 +35,7 @@ from broker.notifications import NOTIFY, Notifications, secret_binding
 from broker.references import new_id
 from broker.secret import Secret
 from broker.settings import addresses
-from broker.text import storable
+from broker.text import one_line, storable
 from broker.vault import Vault
 
 MOST_ENDPOINTS = 20
@@ -399,7 +399,7 @@ class WebhookEndpoints:
                 form = self._address(url)
             except ValueError as problem:
                 problems["url"] = [str(problem)]
-        if description and not (description.isprintable() and len(description) <= LONGEST_DESCRIPTION):
+        if description and not (one_line(description) and len(description) <= LONGEST_DESCRIPTION):
             problems["description"] = [f"must be one line of at most {LONGEST_DESCRIPTION} characters"]
         if types is not None and not list(types):
             problems["events"] = ["must name at least one event; leave it out for all of them"]

@@ -93,7 +93,7 @@ def test_a_query_that_says_nothing_known_is_refused(client: FlaskClient, query: 
 
 
 def test_an_unknown_cursor_is_refused(client: FlaskClient) -> None:
-    refused(client.get("/api/v1/events?cursor=evt_x"), 400, "cursor_unknown")
+    refused(client.get("/api/v1/events?cursor=evt_x"), 404, "cursor_unknown")
 
 
 def test_an_endpoint_shows_its_secret_once(client: FlaskClient) -> None:
@@ -180,4 +180,4 @@ def test_deliveries_are_listed_shown_and_sent_again(bench: Bench, client: FlaskC
     assert taken(client.post(f"{address}/deliveries/resend-parked"), 202) == {"resent": 0}
     refused(client.get(f"{address}/deliveries/evt_x"), 404, "webhook_delivery_unknown")
     refused(client.get(f"{address}/deliveries?state=lost"), 422, "request_invalid")
-    refused(client.get(f"{address}/deliveries?cursor=evt_x"), 400, "cursor_unknown")
+    refused(client.get(f"{address}/deliveries?cursor=evt_x"), 404, "cursor_unknown")

@@ -35,6 +35,13 @@ _LINE: JsonDict = {"maxLength": LONGEST_DESCRIPTION, "pattern": MAYBE_ONE_LINE}
 _OVERLAP: JsonDict = {"minimum": 0, "maximum": int(LONGEST_OVERLAP.total_seconds())}
 
 
+def _no_number(value: object) -> object:
+    """Refuse seconds since 1970, which would be taken for a time otherwise."""
+    if isinstance(value, str) and "-" not in value[1:]:
+        raise ValueError("must be a time as ISO 8601 writes it")
+    return value
+
+
 class EventQuery(Taken):
     """The query of GET /events."""
 
@@ -43,7 +50,7 @@ class EventQuery(Taken):
     type: EventType | None = None
     connection: str | None = None
     end_user: str | None = None
-    since: AwareDatetime | None = None
+    since: Annotated[AwareDatetime, BeforeValidator(_no_number)] | None = None
     limit: Annotated[int, Field(ge=1, le=MOST_ON_A_PAGE)] = 50
     cursor: str | None = None
 
