@@ -1,11 +1,18 @@
-"""Looking at a page as a picky person would: one script that measures what is on it, and a walk with the Tab key."""
+"""Looking at a page as a picky person would: axe, our own measurements, a walk with the Tab key, and its markup."""
 
 from __future__ import annotations
 
 import os
+import re
+from collections.abc import Iterator
+from functools import cache
+from importlib.resources import files
 from pathlib import Path
 from typing import Any, Literal
 
+import html5lib
+from html5lib.constants import E as PARSE_ERRORS
+from html5lib.html5parser import HTMLParser
 from playwright.sync_api import Page
 
 Theme = Literal["light", "dark"]
@@ -13,7 +20,18 @@ Theme = Literal["light", "dark"]
 THEMES: tuple[Theme, ...] = ("light", "dark")
 SIZES = {320: 640, 1280: 900}
 SCREENSHOTS = os.environ.get("BROKER_SCREENSHOTS")
-"""A folder; every state × theme × width is written there as a picture."""
+"""A folder; every state × theme × width is written there as a picture, and its markup for validators of every kind."""
+
+RULES = ["wcag2a", "wcag2aa", "wcag21a", "wcag21aa", "wcag22aa", "best-practice"]
+"""What axe looks for. Named one by one: left to itself it leaves out the size of targets."""
+
+AXE = """
+async (rules) => {
+  const {violations} = await axe.run(document, {runOnly: {type: 'tag', values: rules}, resultTypes: ['violations']});
+  return violations.flatMap(({id, nodes}) => nodes.map(({target, failureSummary}) =>
+    `axe ${id}: ${target.join(' ')}: ${(failureSummary || '').split('\\n').slice(1, 2).join('').trim()}`));
+}
+"""
 
 MOST_STOPS = 60
 """More presses of Tab than any page here needs."""
@@ -88,16 +106,52 @@ MEASURE = """
     const found = contrast(over(rgba(style.color), ground), ground);
     if (found < (large ? 3 : 4.5)) problems.push(`text of ${found.toFixed(2)}:1: ${name(e)}`);
   }
-  for (const e of all.filter((e) => e.matches('input:not([type=hidden], [type=radio], [type=checkbox]), select'))) {
-    const found = contrast(rgba(getComputedStyle(e).borderTopColor), behind(e.parentElement));
+  const fields = 'input:not([type=hidden], [type=radio], [type=checkbox]), select, textarea, .choice, .button';
+  for (const e of all.filter((e) => e.matches(fields))) {
+    const around = behind(e.parentElement);
+    const found = Math.max(contrast(rgba(getComputedStyle(e).borderTopColor), around), contrast(behind(e), around));
     if (found < 3) problems.push(`edge of ${found.toFixed(2)}:1: ${name(e)}`);
   }
+  for (const e of all.filter((e) => e.matches('svg.icon'))) {
+    const found = contrast(rgba(getComputedStyle(e).stroke), behind(e.parentElement));
+    if (found < 3) problems.push(`icon of ${found.toFixed(2)}:1: in ${name(e.parentElement)}`);
+  }
+  return problems;
+}
+"""
+
+# With letters twice as large nothing may be cut off and nothing may lie beside the screen.
+LARGE = """
+() => {
+  const root = document.documentElement;
+  root.style.fontSize = '200%';
+  const problems = [];
+  if (root.scrollWidth > innerWidth) problems.push(`scrolls sideways: ${root.scrollWidth} > ${innerWidth}`);
+  for (const e of document.body.querySelectorAll('*')) {
+    if (!e.checkVisibility({visibilityProperty: true})) continue;
+    if (e.closest('.skip, thead, pre') || e instanceof SVGElement) continue;
+    const clips = getComputedStyle(e).overflowX !== 'visible' && !e.matches('input, select, textarea');
+    if (clips && (e.scrollWidth > e.clientWidth + 1 || e.scrollHeight > e.clientHeight + 1)) {
+      problems.push(`cut off: ${e.tagName.toLowerCase()} “${(e.textContent || '').trim().slice(0, 30)}”`);
+    }
+    if (e.getBoundingClientRect().right > innerWidth + .5) {
+      problems.push(`sticks out: ${e.tagName.toLowerCase()} “${(e.textContent || '').trim().slice(0, 30)}”`);
+    }
+  }
+  root.style.fontSize = '';
   return problems;
 }
 """
 
 FOCUSED = """
 () => {
+  const grounds = (e) => {
+    for (let at = e.parentElement; at; at = at.parentElement) {
+      const color = getComputedStyle(at).backgroundColor;
+      if (!/, 0\\)$|transparent/.test(color)) return color;
+    }
+    return matchMedia('(prefers-color-scheme: dark)').matches ? 'rgb(18, 18, 18)' : 'rgb(255, 255, 255)';
+  };
   const e = document.activeElement;
   if (!e || e === document.body || e === document.documentElement) return null;
   const style = getComputedStyle(e), box = e.getBoundingClientRect();
@@ -108,6 +162,8 @@ FOCUSED = """
     name: `${e.tagName.toLowerCase()} “${(e.textContent || e.name || '').trim().slice(0, 30)}”`,
     primary: e.matches('.button-primary'),
     outline: style.outlineStyle === 'none' ? 0 : parseFloat(style.outlineWidth),
+    ring: style.outlineColor,
+    ground: grounds(e),
     seen: Boolean(top && (e.contains(top) || top.contains(e))),
     key: [...document.querySelectorAll('*')].indexOf(e),
   };
@@ -115,16 +171,28 @@ FOCUSED = """
 """
 
 
+@cache
+def axe_core() -> str:
+    """Return the script of axe-core that its package carries."""
+    return files("axe_playwright_python").joinpath("axe.min.js").read_text(encoding="utf-8")
+
+
 def problems(page: Page, name: str) -> list[str]:
-    """Return what is wrong with a page in any theme and size: width, headings, targets, contrast."""
+    """Return what axe and our own measurements find wrong with a page in any theme and size."""
     found: dict[str, None] = {}
+    page.evaluate(axe_core())
     for theme in THEMES:
         page.emulate_media(color_scheme=theme)
         for width, height in SIZES.items():
             page.set_viewport_size({"width": width, "height": height})
-            found |= dict.fromkeys(f"{theme} {width}: {each}" for each in page.evaluate(MEASURE))
+            measured = page.evaluate(MEASURE) + page.evaluate(AXE, RULES)
+            found |= dict.fromkeys(f"{theme} {width}: {each}" for each in measured)
             if SCREENSHOTS:
                 page.screenshot(path=Path(SCREENSHOTS) / f"{name}-{theme}-{width}.png", full_page=True)
+    page.set_viewport_size({"width": 640, "height": 450})
+    found |= dict.fromkeys(f"zoomed to 200 %: {each}" for each in page.evaluate(MEASURE))
+    page.set_viewport_size({"width": 320, "height": 640})
+    found |= dict.fromkeys(f"letters of 200 %: {each}" for each in page.evaluate(LARGE))
     return list(found)
 
 
@@ -140,4 +208,49 @@ def walk(page: Page) -> tuple[list[dict[str, Any]], list[str]]:
         stops.append(stop)
     wrong = [f"focus does not show: {stop['name']}" for stop in stops if stop["outline"] < 2]
     wrong += [f"focus is covered: {stop['name']}" for stop in stops if not stop["seen"]]
+    wrong += [
+        f"focus ring of {_contrast(stop['ring'], stop['ground']):.2f}:1: {stop['name']}"
+        for stop in stops
+        if stop["outline"] >= 2 and _contrast(stop["ring"], stop["ground"]) < 3
+    ]
     return stops, wrong
+
+
+def _contrast(one: str, other: str) -> float:
+    lights = sorted((_luminance(one), _luminance(other)))
+    return (lights[1] + 0.05) / (lights[0] + 0.05)
+
+
+def _luminance(color: str) -> float:
+    channels = [int(part) / 255 for part in re.findall(r"\d+", color)[:3]]
+    red, green, blue = (part / 12.92 if part <= 0.04045 else ((part + 0.055) / 1.055) ** 2.4 for part in channels)
+    return 0.2126 * red + 0.7152 * green + 0.0722 * blue
+
+
+MOMENT = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\dZ")
+
+
+def markup(text: str, name: str) -> list[str]:
+    """Return what is wrong with a page's markup as it was sent: a strict HTML parser, and rules of our own."""
+    if SCREENSHOTS:
+        (Path(SCREENSHOTS) / f"{name}.html").write_text(text)
+    parser = HTMLParser(tree=html5lib.getTreeBuilder("etree"), namespaceHTMLElements=False)
+    tree = parser.parse(text)
+    wrong = [f"markup line {line}: {PARSE_ERRORS[code] % told}" for (line, _), code, told in parser.errors]
+    for element in tree.iter():
+        # A comment's tag is no text.
+        if isinstance(element.tag, str):
+            wrong += _wrong_element(element.tag, element.attrib, "".join(element.itertext()).strip(), len(element))
+    return wrong
+
+
+def _wrong_element(tag: str, attributes: dict[str, str], text: str, children: int) -> Iterator[str]:
+    for attribute in attributes:
+        if attribute == "style" or attribute.startswith("on"):
+            yield f"{attribute} on <{tag}>"
+    if tag == "img" and "alt" not in attributes:
+        yield "an image without alt"
+    if tag == "time" and not MOMENT.fullmatch(attributes.get("datetime", "")):
+        yield f"a time without its moment: {text}"
+    if tag in {"p", "li", "dd", "ul", "h2"} and not text and not children:
+        yield f"an empty <{tag}>"

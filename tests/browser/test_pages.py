@@ -90,6 +90,7 @@ def test_a_page(scene: Scene, state: State) -> None:
     wrong = look.problems(page, state.name)
     stops, hidden = look.walk(page)
     wrong += hidden
+    wrong += look.markup(scene.watch.markup(), state.name)
     if state.primary is not None:
         assert state.primary in [stop["text"] for stop in stops if stop["primary"]]
     assert wrong == []
@@ -102,9 +103,12 @@ def test_what_is_wrong_is_found(context: BrowserContext) -> None:
     page.set_content(
         """
         <style>:focus { outline: 0 } .button { color: #999; background: #aaa; height: 30px } #wide { width: 2000px }
-        input { border: 1px solid #ddd }</style>
+        input { border: 1px solid #ddd } .icon { stroke: #ddd }
+        .ringed:focus { outline: 3px solid #333 } .cut { height: 1.2em; overflow: hidden }</style>
         <h1>One</h1><h1>Two</h1><p id="wide">Wide</p><a href="/" aria-describedby="nobody">Small</a>
         <form><button class="button">Press</button><input><b id="wide">Again</b></form>
+        <p class="cut">Some words that do not fit <svg class="icon" width="9" height="9"><path d="M0 0h9"/></svg></p>
+        <a class="ringed" href="/">Ringed</a><img src="data:,">
         """
     )
 
@@ -114,7 +118,24 @@ def test_what_is_wrong_is_found(context: BrowserContext) -> None:
     for expected in (
         "scrolls sideways", "sticks out: p", "2 h1", "no title", "no language", "id twice: wide",
         "leads nowhere: nobody", "px: a “Small”", "× 30.0 px: button.button",
-        ":1: button.button", "edge of 1.36:1: input",
+        ":1: button.button", "edge of 1.36:1: input", "icon of 1.36:1: in p.cut", "cut off: p", "axe image-alt: img",
+        "axe color-contrast: button", "axe target-size",
     ):  # fmt: skip
         assert expected in found
-    assert len(stops) == len(hidden) == 3
+    assert len(stops) == len(hidden) == 4
+    assert any(re.fullmatch("focus ring of 1[.]..:1: a “Ringed”", each) for each in hidden)
+
+
+def test_wrong_markup_is_found() -> None:
+    text = """<!doctype html><html lang="en"><title>A page</title>
+        <p style="color: red" onclick="go()"><ul><li></li></ul></p><img src="a.png"><time>today</time>
+        <a href="/" href="/">Twice</a></div>"""
+
+    found = " / ".join(look.markup(text, "a-bad-page"))
+
+    for expected in (
+        "style on <p>", "onclick on <p>", "an empty <li>", "an image without alt", "a time without its moment",
+        "markup line 2: Unexpected end tag (p)", "markup line 3: Dropped duplicate attribute",
+        "End tag (div) seen too early",
+    ):  # fmt: skip
+        assert expected in found

@@ -19,6 +19,7 @@ class Watch:
         context.set_default_timeout(PATIENCE_MS)
         self.origins: set[str] = set()
         self.status: int | None = None
+        self._page: Response | None = None
         self._said: list[str] = []
         context.on("console", self._on_console)
         context.on("weberror", self._on_error)
@@ -29,6 +30,11 @@ class Watch:
     def said(self) -> list[str]:
         """Return console messages, script errors and failed requests."""
         return list(self._said)
+
+    def markup(self) -> str:
+        """Return the last page as it was sent, before any script."""
+        assert self._page is not None
+        return self._page.text()
 
     def _on_console(self, message: ConsoleMessage) -> None:
         page = message.page
@@ -53,6 +59,7 @@ class Watch:
     def _on_response(self, response: Response) -> None:
         if response.request.is_navigation_request() and response.frame.parent_frame is None:
             self.status = response.status
+            self._page = response
 
 
 class Clicks:
