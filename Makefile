@@ -27,7 +27,7 @@ install = { test -x $(BIN)/uv && $(uv) --require-hashes --requirements $(1); } |
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: demo test setup lint types sure bench browser format pins help
+.PHONY: demo test setup lint types sure bench browser format translations pins help
 
 ##@ Start here
 
@@ -64,6 +64,9 @@ bench: setup ## Run the benchmarks; `make bench ARGS="import-backlog --size 1000
 
 browser: setup ## Find a Chromium for the browser tests, or try to get one
 	@$(BIN)/python -m tests.chromium
+
+translations: setup ## Bring the catalogues of the pages' languages up to date with what pages say
+	@$(BIN)/python -m tests.translations
 
 pins: setup ## Pin the newest versions that pyproject.toml allows
 	@for file in "requirements.txt" "requirements-dev.txt --group dev"; do \

@@ -32,6 +32,7 @@ from broker.events import Events
 from broker.figures import Figures
 from broker.flow_page import FlowPages
 from broker.flows import Flows
+from broker.history import History
 from broker.http import Http
 from broker.idempotency import IdempotentCalls
 from broker.jobs import Jobs
@@ -172,6 +173,7 @@ def build_services(
         flows=flows,
         confirmations=Confirmations(database=database, clock=clock, flows=flows, journal=journal),
         flow_pages=FlowPages(journal=journal, database=database, clock=clock, apps=apps, connections=connections),
+        history=History(database),
         journal=journal,
         connections=connections,
         deliveries=Deliveries(

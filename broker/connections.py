@@ -24,7 +24,7 @@ from broker.models import CleanUp, ConnectedAccount, EndUser, ImportState, Job, 
 from broker.references import ALPHABET
 from broker.status import NOTES, TROUBLES, Status, status_expression, status_of
 from broker.steps import Step, steps_of
-from broker.text import storable
+from broker.text import storable, translatable
 
 ENDED_SHOWN_FOR = timedelta(days=30)
 """How long a person still sees what was disconnected."""
@@ -174,11 +174,17 @@ class Ending:
 
 _REVOCATION_NOTES: Mapping[CleanUp, str] = MappingProxyType(
     {
-        CleanUp.PENDING: "This account is disconnected here; we are still ending the access at {provider}.",
-        CleanUp.REFUSED: "This account is disconnected here; {provider} keeps the access until you remove it there.",
+        CleanUp.PENDING: translatable(
+            "This account is disconnected here; we are still ending the access at {provider}."
+        ),
+        CleanUp.REFUSED: translatable(
+            "This account is disconnected here; {provider} keeps the access until you remove it there."
+        ),
     }
 )
-_REMOVAL_NOTE = "This account is disconnected; we are still clearing up after it, which takes a minute or two."
+_REMOVAL_NOTE = translatable(
+    "This account is disconnected; we are still clearing up after it, which takes a minute or two."
+)
 
 
 @dataclass(frozen=True)
@@ -227,10 +233,15 @@ class ConnectionView:
     @property
     def note(self) -> str:
         """One sentence for the person whose account it is."""
+        return self.note_template.format(provider=self.provider_title)
+
+    @property
+    def note_template(self) -> str:
+        """That sentence before the `{provider}` is filled in, for pages that translate it."""
         told = self.ending.note if self.ending is not None else ""
         if self.status is Status.ERROR and self.trouble is not None and self.trouble in TROUBLES:
             told = TROUBLES[self.trouble].person
-        return (told or NOTES[self.status]).format(provider=self.provider_title)
+        return told or NOTES[self.status]
 
     @property
     def operator_note(self) -> str:

@@ -14,9 +14,12 @@ from broker.apps import AppCatalogue, OfferedApp
 from broker.clock import Clock
 from broker.connections import Connections, ConnectionView
 from broker.db import Database, table
-from broker.errors import BrokerError, by_code
+from broker.errors import BrokerError, ConsentDenied, ProviderFailed, by_code
 from broker.journal import Browser, FlowJournal, spent_apps
 from broker.models import ENDED, EndUser, FlowState, Hold, Link
+
+MOST_DETAIL = 300
+"""How much of a provider's own words people are shown."""
 
 _links = table(Link)
 
@@ -40,7 +43,13 @@ class FlowPage:
     hold: Hold | None
     # Why it ended without a connection; None for every other flow.
     failure: type[BrokerError] | None
+    # What the provider said, shortened; None unless it is the provider that failed.
+    failure_detail: str | None
     connection: ConnectionView | None
+    # Whether this person had connected the same account before, so that this flow brought it up to date.
+    was_connected_before: bool
+    # Scopes that were asked for and not given; empty where the provider does not say what it gave.
+    missing_scopes: tuple[str, ...]
     choices: tuple[AccountChoice, ...]
     # Other OAuth apps of the same link that can still be connected.
     link_apps_left: tuple[OfferedApp, ...]
@@ -86,13 +95,17 @@ class FlowPages:
         left = [app for app in self._apps.offered(link.apps) if app.key not in spent] if usable else []
         connected = self._connections.by_id(flow.connection_id) if flow.connection_id else None
         failed = flow.state in ENDED and flow.state != FlowState.DONE
+        app = self._apps.get(flow.app_key)
         return FlowPage(
             ref=flow.ref,
-            app=self._apps.get(flow.app_key),
+            app=app,
             state=FlowState(flow.state),
             hold=Hold(flow.hold) if flow.hold else None,
             failure=by_code(flow.failure) if flow.failure else None,
+            failure_detail=(flow.failure_detail or "")[:MOST_DETAIL] if flow.failure == ProviderFailed.code else None,
             connection=connected,
+            was_connected_before=connected is not None and connected.created_at < flow.created_at,
+            missing_scopes=_missing(app, connected),
             choices=tuple(AccountChoice(**choice) for choice in flow.choices or ()),
             link_apps_left=tuple(app for app in left if app.key != flow.app_key),
             can_retry=failed and any(app.key == flow.app_key for app in left),
@@ -105,9 +118,19 @@ class FlowPages:
         )
 
 
+def _missing(app: OfferedApp, connected: ConnectionView | None) -> tuple[str, ...]:
+    granted = connected.scopes if connected is not None else ()
+    return tuple(scope for scope in app.scopes if scope not in granted) if granted else ()
+
+
 def _return_address(return_url: str | None, flow: Row[Any], connected: ConnectionView | None) -> str | None:
     """Return the host's address with the outcome in words; it carries no more than a status and a reference."""
     if return_url is None:
         return None
-    status, ref = (connected.status, connected.ref) if connected else (flow.state, flow.ref)
+    status, ref = (connected.status, connected.ref) if connected else (_outcome(flow), flow.ref)
     return f"{return_url}{'&' if '?' in return_url else '?'}{urlencode({'status': status, 'ref': ref})}"
+
+
+def _outcome(flow: Row[Any]) -> str:
+    """Return a flow's state for its host; that the person said no is told apart from what failed."""
+    return "denied" if flow.failure == ConsentDenied.code else str(flow.state)

@@ -20,6 +20,7 @@ from broker.events import Events
 from broker.figures import Figures
 from broker.flow_page import FlowPages
 from broker.flows import Flows
+from broker.history import History
 from broker.idempotency import IdempotentCalls
 from broker.jobs import Jobs
 from broker.journal import FlowJournal
@@ -59,6 +60,7 @@ class Services:
     flows: Flows
     flow_pages: FlowPages
     confirmations: Confirmations
+    history: History
     journal: FlowJournal
     connections: Connections
     deliveries: Deliveries

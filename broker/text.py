@@ -1,4 +1,4 @@
-"""Text that both databases can keep."""
+"""Text that both databases can keep, and text that pages translate."""
 
 from __future__ import annotations
 
@@ -32,3 +32,8 @@ _ONE_LINE = re.compile(ONE_LINE)
 def one_line(text: str) -> bool:
     """Tell whether `text` is one line of plain text that both databases can keep; the empty text is not."""
     return storable(text) and _ONE_LINE.fullmatch(text) is not None
+
+
+def translatable(text: str) -> str:
+    """Return a sentence as it is, marked for the catalogues: pages translate it where they show it."""
+    return text

@@ -33,6 +33,7 @@ from broker.providers.base import (
 )
 from broker.secret import Secret
 from broker.settings import AppOptions, HttpAddress, OAuthApp
+from broker.text import translatable
 
 API_VERSION = {"Accept": "application/vnd.github+json", "X-GitHub-Api-Version": "2022-11-28"}
 PAGE_SIZE = 100
@@ -256,7 +257,7 @@ def _require_gone(answer: Answer, *, what: str) -> None:
 
 def stays(app: OAuthApp) -> str:
     """Return what a disconnect leaves at GitHub."""
-    return "" if _options(app).uninstall_on_disconnect else "the app’s installation"
+    return "" if _options(app).uninstall_on_disconnect else translatable("the app’s installation")
 
 
 def manage_url(app: OAuthApp, account: Account) -> str:

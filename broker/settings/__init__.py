@@ -5,12 +5,23 @@ value, because a secret pasted into the wrong setting must not reach a terminal 
 """
 
 from broker.settings.load import load_settings
-from broker.settings.model import AppOptions, Branding, HttpAddress, Limits, OAuthApp, Retention, Settings, Webhooks
+from broker.settings.model import (
+    LANGUAGES,
+    AppOptions,
+    Branding,
+    HttpAddress,
+    Limits,
+    OAuthApp,
+    Retention,
+    Settings,
+    Webhooks,
+)
 from broker.settings.table import CONFIG_SETTINGS, SETTINGS, Setting, app_settings
 from broker.settings.values import EncryptionKey, generate_key, one_key
 
 __all__ = [
     "CONFIG_SETTINGS",
+    "LANGUAGES",
     "SETTINGS",
     "AppOptions",
     "Branding",

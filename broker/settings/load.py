@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
+from dataclasses import fields
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -160,9 +161,7 @@ def _settings(
             **section("limits", "links_per_second", "starts_per_second", "hooks_per_second"),
             enabled=values["BROKER_LIMITS"],
         ),
-        branding=Branding(
-            **section("branding", "name", "logo_url", "color", "support_email", "support_url", "privacy_url")
-        ),
+        branding=Branding(**section("branding", *(field.name for field in fields(Branding)))),
         retention=Retention(**section("retention", "audit_days", "flow_days")),
         webhooks=Webhooks(private_networks=values["webhooks.private_networks"] or ()),
         flow_minutes=values["limits.flow_minutes"],

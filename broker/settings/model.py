@@ -31,6 +31,10 @@ HttpAddress = Annotated[str, _IS_ADDRESS]
 """An option that holds a base address: no query, no trailing slash; https, except on loopback in development."""
 
 
+LANGUAGES: Mapping[str, str] = MappingProxyType({"en": "English", "de": "Deutsch"})
+"""The languages of the pages, each by its own name."""
+
+
 class AppOptions(BaseModel):
     """What a provider needs besides the fields that every OAuth app has; each provider's file has its subclass.
 
@@ -124,6 +128,12 @@ class Branding:
     support_email: str | None = None
     support_url: str | None = None
     privacy_url: str | None = None
+    home_url: str | None = None
+    """Where people go back to when their link names no address."""
+    theme: Literal["system", "light", "dark"] = "system"
+    """Unless an address asks for another."""
+    language: str | None = None
+    """One of LANGUAGES, unless an address asks for another; none means the one the browser prefers."""
 
 
 @dataclass(frozen=True)

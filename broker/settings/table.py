@@ -9,7 +9,16 @@ from typing import Any
 from pydantic.fields import FieldInfo
 
 from broker.settings import addresses, values
-from broker.settings.model import AppOptions, Branding, Limits, Retention, Settings, is_address, is_secret
+from broker.settings.model import (
+    LANGUAGES,
+    AppOptions,
+    Branding,
+    Limits,
+    Retention,
+    Settings,
+    is_address,
+    is_secret,
+)
 from broker.settings.values import Parse
 
 
@@ -191,6 +200,26 @@ CONFIG_SETTINGS: tuple[Setting, ...] = (
         "branding.support_url", "Page where people ask for help.", addresses.link, example="https://example.com/help"
     ),
     Setting("branding.privacy_url", "The privacy notice.", addresses.link, example="https://example.com/privacy"),
+    Setting(
+        "branding.home_url",
+        "Where people go back to when their link names no address.",
+        addresses.link,
+        example="https://app.example.com",
+    ),
+    Setting(
+        "branding.theme",
+        "`system`, `light` or `dark`; an address may ask for another with `?theme=dark`.",
+        values.choice("system", "light", "dark"),
+        default=Branding.theme,
+        example="system",
+    ),
+    Setting(
+        "branding.language",
+        "`en` or `de`; an address may ask for another with `?lang=de`.",
+        values.choice(*LANGUAGES),
+        default_note="the language the browser prefers",
+        example="de",
+    ),
     Setting(
         "limits.links_per_second",
         "Connect links per second and API key, per process.",

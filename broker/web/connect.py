@@ -7,17 +7,21 @@ from datetime import timedelta
 from flask import Blueprint, Response, make_response, redirect, render_template, request, url_for
 from werkzeug.wrappers import Response as BaseResponse
 
+from broker.apps import OfferedApp
 from broker.audit import Actor
 from broker.callback import parse_callback, parse_setup
 from broker.errors import PrefetchRefused
 from broker.flow_page import FlowPage
 from broker.flows import Onward
 from broker.journal import Browser
+from broker.links import OpenedLink
 from broker.models import FlowState
 from broker.secret import Secret
 from broker.sessions import SignedIn
 from broker.status import Status
 from broker.web import cookies, services
+from broker.web.connections import NEEDS_A_PERSON
+from broker.web.languages import product_name
 from broker.web.outcome import describe
 from broker.web.security import allow_leaving, is_ahead_of_the_person, keep_own_referrer
 
@@ -44,20 +48,14 @@ def link(token: str) -> BaseResponse:
     opened = services().links.opened(token, browser.hash if browser else None, count=counts)
     if opened.manage:
         keep_own_referrer()
-        text = render_template("connect/manage.html", link=opened, token=token)
+        response = make_response(render_template("connect/manage.html", link=opened, token=token))
     else:
         allow_leaving()
-        by_id = services().connections.by_id
-        text = render_template(
-            "connect/link.html",
-            link=opened,
-            token=token,
-            connected={app_key: by_id(connection_id) for app_key, connection_id in opened.spent.items()},
-            open=opened.expires_at > services().clock.now(),
-        )
+        # A link that offers nothing is a mistake of whoever runs this.
+        response = make_response(_offer(opened, token), 200 if opened.apps else 503)
     # The browser gets its secret before it starts anything: were it to come with the start's answer, a lost answer
     # would make the next try look like another browser.
-    return make_response(text) if is_ahead_of_the_person() else _remembering(browser, make_response(text))
+    return response if is_ahead_of_the_person() else _remembering(browser, response)
 
 
 @blueprint.post("/connect/<token>/start/<app_key>")
@@ -108,7 +106,7 @@ def flow(ref: str) -> BaseResponse:
     """Show how far an attempt has come."""
     page = services().flow_pages.page(ref, this_browser())
     now = services().clock.now()
-    view = describe(page, host=services().settings.branding.name, now=now)
+    view = describe(page, host=product_name(services().settings.branding), now=now)
     looks = request.args.get("n", 0, type=int)
     following = url_for("connect.flow", ref=ref, n=looks + 1) if view.looks_again and 0 <= looks < LOOKS else None
     allow_leaving()
@@ -155,6 +153,31 @@ def finish(ref: str) -> BaseResponse:
     if connection is not None and connection.status is Status.IMPORT_FAILED:
         services().connections.retry(connection.ref, actor=Actor("end_user", connection.end_user.id))
     return redirect(url_for("connect.flow", ref=ref), 303)
+
+
+def _offer(opened: OpenedLink, token: str) -> str:
+    """Return the page of a link: what needs attention first, then what is connected, then what can be."""
+    by_id = services().connections.by_id
+    connected = {app_key: by_id(connection_id) for app_key, connection_id in opened.spent.items()}
+
+    def urgency(app: OfferedApp) -> int:
+        if app.key not in connected:
+            return 2
+        return 0 if connected[app.key].status in NEEDS_A_PERSON else 1
+
+    signed_in = services().sessions.find(cookies.read(cookies.SESSION))
+    return render_template(
+        "connect/link.html",
+        link=opened,
+        token=token,
+        cards=sorted(opened.apps, key=urgency),
+        connected=connected,
+        attention=NEEDS_A_PERSON,
+        open=opened.expires_at > services().clock.now(),
+        sees_details=signed_in is not None
+        and signed_in.end_user_id == opened.end_user_id
+        and signed_in.link_id in (None, opened.id),
+    )
 
 
 def _remembering(browser: Browser | None, response: BaseResponse) -> BaseResponse:

@@ -2,17 +2,36 @@
 
 from __future__ import annotations
 
-from flask import Blueprint, redirect, render_template, session, url_for
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from flask import Blueprint, redirect, render_template, request, session, url_for
 from flask.typing import ResponseReturnValue
 from werkzeug.wrappers import Response
 
 from broker.audit import Actor
 from broker.connections import ConnectionUnknown, ConnectionView
 from broker.errors import Refused
+from broker.history import Happening
 from broker.status import Status
+from broker.text import translatable
 from broker.web import cookies, services
 
 NEEDS_A_PERSON = (Status.REVOKED, Status.ERROR, Status.INTERRUPTED)
+MANY = 10
+"""With more accounts than this there is a search box."""
+ON_A_PAGE = 25
+LOOKS = 12
+"""How often a page without script looks whether the check asked for was made, every 5 s: one minute."""
+
+HAPPENINGS = {
+    Happening.CONNECTED: translatable("Connected"),
+    Happening.RECONNECTED: translatable("Connected again"),
+    Happening.SET_UP: translatable("Set-up finished"),
+    Happening.CHECK_PASSED: translatable("A check passed"),
+    Happening.CHECK_FAILED: translatable("A check did not pass"),
+    Happening.DISCONNECTED: translatable("Disconnected"),
+}
 
 blueprint = Blueprint("connections", __name__)
 
@@ -26,26 +45,62 @@ class SessionEnded(Refused):
     advice = "It stays open for 30 minutes. Go back to {host} to open it again."
 
 
+@dataclass(frozen=True)
+class Shown:
+    """The part of a person's accounts that one page shows."""
+
+    items: Sequence[ConnectionView]
+    # How many match, and whether there are enough to search among them.
+    count: int
+    many: bool
+    search: str
+    number: int
+    pages: int
+
+
 @blueprint.get("/connections")
 def index() -> str:
     """List what the signed-in person has connected."""
     connections = _own_connections()
     attention = [item for item in connections if item.status in NEEDS_A_PERSON]
-    return render_template("connections/index.html", connections=connections, attention=attention)
+    shown = _shown(connections, request.args.get("q", ""), request.args.get("page", 1, type=int))
+    return render_template(
+        "connections/index.html", connections=connections, shown=shown, attention=attention, apps=services().apps
+    )
 
 
 @blueprint.get("/connections/<ref>")
 def details(ref: str) -> str:
     """Show one of them."""
     connection = _own_connection(ref)
-    return render_template("connections/details.html", connection=connection, app=_app(connection))
+    checked_at = connection.health.checked_at
+    stage = checked_at.isoformat() if checked_at else "never"
+    # What the last check was when this one was asked for; once there is another, it has been made.
+    is_checking = request.args.get("since") == stage and not connection.disconnected_at
+    looks = request.args.get("n", 0, type=int)
+    looking = is_checking and 0 <= looks < LOOKS
+    return render_template(
+        "connections/details.html",
+        connection=connection,
+        app=_app(connection),
+        history=services().history.of_connection(ref),
+        happenings=HAPPENINGS,
+        attention=NEEDS_A_PERSON,
+        check_stage=stage,
+        is_checking=is_checking,
+        was_checked="since" in request.args and not is_checking,
+        next_look=url_for("connections.details", ref=ref, since=stage, n=looks + 1) if looking else None,
+    )
 
 
 @blueprint.post("/connections/<ref>/check")
 def check(ref: str) -> Response:
     """Ask for a check now; the page shows when it was made."""
-    services().connections.check(_own_connection(ref).ref)
-    return _to_details(ref)
+    connection = _own_connection(ref)
+    services().connections.check(connection.ref)
+    checked_at = connection.health.checked_at
+    since = checked_at.isoformat() if checked_at else "never"
+    return redirect(url_for("connections.details", ref=ref, since=since), 303)
 
 
 @blueprint.get("/connections/<ref>/disconnect")
@@ -82,6 +137,20 @@ def sign_out() -> Response:
 def signed_out() -> str:
     """Say that it worked."""
     return render_template("connections/signed_out.html")
+
+
+def _shown(connections: list[ConnectionView], search: str, number: int) -> Shown:
+    found = [item for item in connections if _matches(item, search.strip().casefold())]
+    pages = max(1, -(-len(found) // ON_A_PAGE))
+    number = min(max(1, number), pages)
+    items = found[(number - 1) * ON_A_PAGE : number * ON_A_PAGE]
+    return Shown(items, len(found), len(connections) > MANY, search.strip(), number, pages)
+
+
+def _matches(connection: ConnectionView, search: str) -> bool:
+    account = connection.account
+    texts = (connection.provider_title, connection.ref, account.name if account else "", account.id if account else "")
+    return any(search in text.casefold() for text in texts)
 
 
 def _to_details(ref: str) -> Response:

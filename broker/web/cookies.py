@@ -7,6 +7,7 @@ of its own, so that no browser mixes the two up.
 from __future__ import annotations
 
 import re
+from collections.abc import Container
 from datetime import timedelta
 
 from flask import request
@@ -25,6 +26,11 @@ OPERATOR = "operator"
 CSRF = "csrf"
 """Flask's own signed session, which holds nothing but the CSRF token."""
 
+LANGUAGE = "language"
+THEME = "theme"
+"""What an address asked for (`?lang=de`, `?theme=dark`), so that the pages that follow agree; neither is a secret."""
+PREFERENCES = {LANGUAGE: "lang", THEME: "theme"}
+
 BROWSER_LIFE = timedelta(days=7)
 SESSION_LIFE = timedelta(minutes=30)
 
@@ -40,6 +46,24 @@ def read(purpose: str) -> str | None:
     """Return the cookie for `purpose`, or None when it is absent or cannot be one of ours."""
     value = request.cookies.get(cookie_name(purpose, services().settings), "")
     return value if _TOKEN.fullmatch(value) else None
+
+
+def preference(purpose: str, known: Container[str]) -> str | None:
+    """Return what this page's address asks for, else what an earlier one did; None unless it is one of `known`."""
+    kept = request.cookies.get(cookie_name(purpose, services().settings))
+    asked = (request.args.get(PREFERENCES[purpose]), kept)
+    return next((value for value in asked if value in known), None)
+
+
+def keep_preference(response: Response, purpose: str, known: Container[str]) -> None:
+    """Remember, until the browser is closed, what this page's address asked for."""
+    asked = request.args.get(PREFERENCES[purpose])
+    if asked is not None and asked in known:
+        settings = services().settings
+        response.set_cookie(
+            cookie_name(purpose, settings), asked, path="/", secure=settings.secure_cookies, httponly=True,
+            samesite="Lax",
+        )  # fmt: skip
 
 
 def write(response: Response, purpose: str, value: Secret, life: timedelta) -> None:

@@ -9,7 +9,8 @@ from http import HTTPStatus
 from types import MappingProxyType
 
 import structlog
-from flask import Flask, current_app, render_template, request, url_for
+from flask import Flask, current_app, g, render_template, request, url_for
+from flask_babel import gettext as _
 from flask_wtf.csrf import CSRFError
 from markupsafe import escape
 from werkzeug.exceptions import HTTPException
@@ -17,6 +18,7 @@ from werkzeug.wrappers import Response
 
 from broker.errors import BrokerError, FlowFailure, Refused, Verdict
 from broker.web import request_ref, services
+from broker.web.languages import product_name, translated
 from broker.web.outcome import opening
 
 log = structlog.get_logger("broker.errors")
@@ -30,11 +32,29 @@ RETRY_SECONDS = 30
 
 @dataclass(frozen=True)
 class Sentence:
-    """What a page says of a failure."""
+    """What is said of a failure: English for machines, in the language of the page for people."""
 
     code: str
     heading: str
     advice: str
+    provider: str = ""
+
+    @property
+    def in_english(self) -> Sentence:
+        """The sentence with its `{names}` filled in."""
+        words = self._words(services().settings.branding.name, "the other side")
+        return Sentence(self.code, opening(self.heading.format(**words)), opening(self.advice.format(**words)))
+
+    @property
+    def for_people(self) -> Sentence:
+        """The sentence in the language of the page."""
+        words = self._words(product_name(services().settings.branding), _("the other side"))
+        return Sentence(
+            self.code, opening(translated(self.heading, **words)), opening(translated(self.advice, **words))
+        )
+
+    def _words(self, host: str, nobody: str) -> dict[str, str]:
+        return {"provider": self.provider or nobody, "host": host}
 
 
 @dataclass(frozen=True)
@@ -114,9 +134,9 @@ def on_broker_error(error: BrokerError) -> Response:
         log.error("failed", error=error.code, detail=error.detail, exc_info=error)
     else:
         log.info("refused", error=error.code, detail=error.detail)
-    sentence = Sentence(error.code, _filled(error.heading), _filled(error.advice))
+    sentence = Sentence(error.code, error.heading, error.advice)
     # What has changed meanwhile, and what only needs time, is best looked at where it was asked for.
-    way = _page_before("Open the page again") if error.status in {409, 429} else None
+    way = _page_before(_("Open the page again")) if error.status in {409, 429} else None
     response = answer(error.status if error.status >= 400 else 500, sentence, fields=_fields(error), way=way)
     if error.status == 503:
         response.headers["Retry-After"] = str(RETRY_SECONDS)
@@ -128,9 +148,9 @@ def on_broker_error(error: BrokerError) -> Response:
 def on_no_departure(error: FlowFailure) -> Response:
     """Answer a person who would have left for a provider in vain; why is known and was told to operators already."""
     log.info("refused", error=error.code, detail=error.detail)
-    sentence = Sentence(error.code, _filled(error.heading, error.provider), _filled(error.advice, error.provider))
+    sentence = Sentence(error.code, error.heading, error.advice, error.provider)
     helps = error.verdict is not Verdict.CONFIGURATION
-    response = page(503, sentence, way=_page_before("Go back and try again" if helps else "Go back"))
+    response = page(503, sentence, way=_page_before(_("Go back and try again") if helps else _("Go back")))
     response.headers["Retry-After"] = str(RETRY_SECONDS)
     return response
 
@@ -138,7 +158,7 @@ def on_no_departure(error: FlowFailure) -> Response:
 def on_stale_form(error: CSRFError) -> Response:
     """Answer a form whose CSRF token is missing, wrong or old."""
     log.info("refused", error=STALE_FORM.code, detail=error.description)
-    return answer(400, STALE_FORM, way=_page_before("Open the page again"))
+    return answer(400, STALE_FORM, way=_page_before(_("Open the page again")))
 
 
 def on_http_error(error: HTTPException) -> Response:
@@ -168,7 +188,8 @@ def answer(
 ) -> Response:
     """Return the answer for a failed request in the form its caller reads."""
     if request.path.startswith(MACHINE_PATHS):
-        return problem(status, sentence.code, sentence.heading, sentence.advice, fields=fields)
+        told = sentence.in_english
+        return problem(status, told.code, told.heading, told.advice, fields=fields)
     return page(status, sentence, way=way)
 
 
@@ -189,11 +210,12 @@ def problem(status: int, code: str, title: str, detail: str, *, fields: dict[str
 
 def page(status: int, sentence: Sentence, *, way: Way | None = None) -> Response:
     """Return the page for a failed request: it needs no database, and no template engine if that is what broke."""
+    g.is_error = True
     try:
         text = render_template(
             "errors/error.html",
             status=status,
-            error=sentence,
+            error=sentence.for_people,
             ref=request_ref(),
             way=way or _home(status),
             for_operators=_is_console(),
@@ -201,7 +223,7 @@ def page(status: int, sentence: Sentence, *, way: Way | None = None) -> Response
     except Exception:
         # Whatever is wrong with the templates, the person still gets a sentence.
         log.exception("error_page_failed")
-        text = _plain_page(status, sentence)
+        text = _plain_page(status, sentence.in_english)
     return Response(text, status, content_type="text/html; charset=utf-8")
 
 
@@ -219,7 +241,12 @@ def _home(status: int) -> Way | None:
     if _is_console():
         return Way(url_for("console.list_connections"), "All connections")
     # Without a session the list is closed too.
-    return Way(url_for("connections.index"), "See your accounts") if _is_own_page() and status != 401 else None
+    if _is_own_page() and status != 401:
+        return Way(url_for("connections.index"), _("See your accounts"))
+    branding = services().settings.branding
+    if branding.home_url is None or status >= 500:
+        return None
+    return Way(branding.home_url, _("Back to %(host)s", host=product_name(branding)))
 
 
 def _is_console() -> bool:
@@ -241,7 +268,3 @@ def _plain_page(status: int, sentence: Sentence) -> str:
 def _fields(error: BrokerError) -> dict[str, list[str]] | None:
     # Only refusals of ours: what Sequin or a provider did not like is not for strangers.
     return getattr(error, "fields", None) if isinstance(error, Refused) else None
-
-
-def _filled(text: str, provider: str = "") -> str:
-    return opening(text.format(provider=provider or "the other side", host=services().settings.branding.name))

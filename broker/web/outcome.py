@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 
+from flask_babel import gettext as _
+
 from broker.errors import BrokerError, FlowExpired, FlowInterrupted, Verdict
 from broker.flow_page import FlowPage
 from broker.models import FlowState, Hold
@@ -46,13 +48,13 @@ def describe(page: FlowPage, *, host: str, now: datetime) -> Outcome:
     if page.state is FlowState.HELD:
         return _held(page, host)
     if page.state in (FlowState.OPENED, FlowState.LEFT):
-        return Outcome(
-            f"You have not finished connecting {page.app.title}",
-            f"You left for {page.app.title} and have not come back from it yet. "
+        text = _(
+            "You left for %(provider)s and have not come back from it yet. "
             "If its page is still open, go on there. Otherwise you can start again.",
-            icon="info",
-            retry=True,
+            provider=page.app.title,
         )
+        heading = _("You have not finished connecting %(provider)s", provider=page.app.title)
+        return Outcome(heading, text, icon="info", retry=True)
     return _failed(page, host)
 
 
@@ -63,26 +65,31 @@ def opening(text: str) -> str:
 
 def _done(page: FlowPage, host: str, now: datetime) -> Outcome:
     provider = page.app.title
-    connected = f"{provider} is connected"
+    connected = _("%(provider)s is connected", provider=provider)
     status = page.connection.status if page.connection else "pending"
     if status == "pending":
         if page.ended_at is not None and now - page.ended_at > LATE_AFTER:
-            text = "Set-up is taking longer than usual. We keep trying; you do not need to do anything."
+            text = _("Set-up is taking longer than usual. We keep trying; you do not need to do anything.")
             return Outcome(connected, text, waiting=True)
-        text = "We are finishing set-up. This takes a minute or two. You can leave this page."
+        text = _("We are finishing set-up. This takes a minute or two. You can leave this page.")
         return Outcome(connected, text, waiting=True)
     if status == "import_failed":
-        text = (
+        text = _(
             "Your permission has arrived and is kept encrypted, but the last step did not work. "
-            f"{opening(host)} sees this in its list of connections and can finish it without you. "
-            "You can also try the last step again."
+            "%(host)s sees this in its list of connections and can finish it without you. "
+            "You can also try the last step again.",
+            host=opening(host),
         )
-        return Outcome(f"We could not finish connecting {provider}", text, "warn", "alert", finish=True)
+        heading = _("We could not finish connecting %(provider)s", provider=provider)
+        return Outcome(heading, text, "warn", "alert", finish=True)
     if status in ("unknown", "ok"):
-        text = f"Everything is set up. {opening(host)} can now read what you allowed."
+        text = _("Everything is set up. %(host)s can now read what you allowed.", host=opening(host))
         return Outcome(connected, text, "ok", "tick", being_checked=_is_being_checked(page, now))
     return Outcome(
-        f"{provider} was connected", "Its state has changed since. Your accounts show how it is now.", "warn", "info"
+        _("%(provider)s was connected", provider=provider),
+        _("Its state has changed since. Your accounts show how it is now."),
+        "warn",
+        "info",
     )
 
 
@@ -95,41 +102,50 @@ def _is_being_checked(page: FlowPage, now: datetime) -> bool:
 
 
 def _finishing(page: FlowPage, now: datetime) -> Outcome:
-    text = f"{page.app.title} has sent you back to us. We are checking its answer; this takes a few seconds."
+    provider = page.app.title
+    text = _(
+        "%(provider)s has sent you back to us. We are checking its answer; this takes a few seconds.", provider=provider
+    )
     if now - page.updated_at > LATE_AFTER:
-        text = "This is taking longer than usual. We keep trying; you can leave this page."
-    return Outcome(f"Finishing with {page.app.title}", text, waiting=True)
+        text = _("This is taking longer than usual. We keep trying; you can leave this page.")
+    return Outcome(_("Finishing with %(provider)s", provider=provider), text, waiting=True)
 
 
 def _held(page: FlowPage, host: str) -> Outcome:
     provider = page.app.title
     if page.hold is Hold.CHOICE:
-        return Outcome("One more step", f"You can reach several {provider} accounts. Choose one of them.", icon="info")
+        text = _("You can reach several %(provider)s accounts. Choose one of them.", provider=provider)
+        return Outcome(_("One more step"), text, icon="info")
     if page.hold is Hold.INSTALLATION:
-        text = f"Choose there where {host} may have access. Then {provider} brings you back here."
-        return Outcome(f"One more step at {provider}", text, icon="info")
+        text = _(
+            "Choose there where %(host)s may have access. Then %(provider)s brings you back here.",
+            host=host, provider=provider,
+        )  # fmt: skip
+        return Outcome(_("One more step at %(provider)s", provider=provider), text, icon="info")
     if page.hold is Hold.CONFIRMATION:
-        text = (
-            f"{opening(host)} now makes sure that it was you who came back from {provider}. This page looks again by "
-            "itself. It does not take long; what you allowed is not used before."
-        )
-        return Outcome(f"Waiting for {host}", text, waiting=True)
-    text = (
-        f"{provider} has asked the owners of the account. You can close this page. "
-        f"Once an owner has agreed, come back to it and continue at {provider}."
+        text = _(
+            "%(host)s now makes sure that it was you who came back from %(provider)s. This page looks again by "
+            "itself. It does not take long; what you allowed is not used before.",
+            host=opening(host), provider=provider,
+        )  # fmt: skip
+        return Outcome(_("Waiting for %(host)s", host=host), text, waiting=True)
+    text = _(
+        "%(provider)s has asked the owners of the account. You can close this page. "
+        "Once an owner has agreed, come back to it and continue at %(provider)s.",
+        provider=provider,
     )
-    return Outcome("Waiting for an owner to approve", text, "warn", "clock")
+    return Outcome(_("Waiting for an owner to approve"), text, "warn", "clock")
 
 
 def _failed(page: FlowPage, host: str) -> Outcome:
     assumed: type[BrokerError] = FlowExpired if page.state is FlowState.EXPIRED else FlowInterrupted
     failure = page.failure or assumed
     words = {"provider": page.app.title, "host": host}
-    text = failure.advice.format(**words)
+    text = _(failure.advice).format(**words)
     if not page.can_retry and "{host}" not in failure.advice:
-        text += f" This link has ended: go back to {host} for a new one."
+        text += " " + _("This link has ended: go back to %(host)s for a new one.", host=host)
     return Outcome(
-        opening(failure.heading.format(**words)),
+        opening(_(failure.heading).format(**words)),
         text,
         "warn" if failure.status < 500 else "bad",
         "alert",

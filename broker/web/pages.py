@@ -6,22 +6,29 @@ import hashlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from zlib import crc32
 
 from flask import Flask, url_for
+from flask_babel import gettext
 from werkzeug.wrappers import Response
 
 from broker.connections import ConnectionView
-from broker.settings import Settings
+from broker.settings import LANGUAGES, Branding, Settings
 from broker.status import Status
 from broker.steps import Step, StepName, StepState
+from broker.text import translatable
+from broker.web import cookies, languages
+from broker.web.languages import translated
 from broker.web.outcome import opening
 
 TINTS = 6
 
-ACCOUNT_TYPES = {"User": "personal account", "Organization": "organisation"}
+ACCOUNT_TYPES = {"User": translatable("personal account"), "Organization": translatable("organisation")}
 """Providers' words for kinds of account, in ours; what is not here stays as it is."""
+
+THEMES = ("light", "dark")
 
 BRAND_SHEET = ".button-primary,.button-primary:hover{{background:{color};border-color:{color};color:#fff}}\n"
 """The host's colour, on main buttons alone: settings accept only colours that white text can be read on."""
@@ -38,15 +45,17 @@ class StatusWords:
 
 
 STATUS_WORDS = {
-    Status.DISCONNECTED: StatusWords("Disconnected", "Disconnected", "neutral", "slash"),
-    Status.REVOKED: StatusWords("Access removed", "Revoked at provider", "bad", "cross"),
-    Status.ERROR: StatusWords("Needs attention", "Error", "bad", "alert"),
-    Status.IMPORT_FAILED: StatusWords("Finishing set-up", "Import failed", "warn", "alert"),
-    Status.AWAITING_APPROVAL: StatusWords("Waiting for approval", "Waiting for approval", "warn", "clock"),
-    Status.PENDING: StatusWords("Finishing set-up", "Import pending", "neutral", "clock"),
-    Status.UNKNOWN: StatusWords("Connected · not checked yet", "Not checked", "neutral", "question"),
-    Status.OK: StatusWords("Connected", "Healthy", "ok", "tick"),
-    Status.INTERRUPTED: StatusWords("Not finished", "Interrupted", "warn", "alert"),
+    Status.DISCONNECTED: StatusWords(translatable("Disconnected"), "Disconnected", "neutral", "slash"),
+    Status.REVOKED: StatusWords(translatable("Access removed"), "Revoked at provider", "bad", "cross"),
+    Status.ERROR: StatusWords(translatable("Needs attention"), "Error", "bad", "alert"),
+    Status.IMPORT_FAILED: StatusWords(translatable("Finishing set-up"), "Import failed", "warn", "alert"),
+    Status.AWAITING_APPROVAL: StatusWords(
+        translatable("Waiting for approval"), "Waiting for approval", "warn", "clock"
+    ),
+    Status.PENDING: StatusWords(translatable("Finishing set-up"), "Import pending", "neutral", "clock"),
+    Status.UNKNOWN: StatusWords(translatable("Connected · not checked yet"), "Not checked", "neutral", "question"),
+    Status.OK: StatusWords(translatable("Connected"), "Healthy", "ok", "tick"),
+    Status.INTERRUPTED: StatusWords(translatable("Not finished"), "Interrupted", "warn", "alert"),
 }
 
 
@@ -92,21 +101,24 @@ SEALED_SENTENCES = {
 def step_words(step: Step) -> StepWords:
     """Return how a step reads. What was not reached says so in words, not by its colour."""
     tone, icon = STEP_SHAPES[step.state]
+    name = translated(STEP_NAMES[step.name])
     if step.state is StepState.DONE:
-        return StepWords(STEP_NAMES[step.name], "", tone, icon)
+        return StepWords(name, "", tone, icon)
     if step.state is StepState.WAITING:
-        return StepWords(STEP_NAMES[step.name], "not yet", tone, icon)
+        return StepWords(name, gettext("not yet"), tone, icon)
     if step.name is StepName.IMPORTED:
         # For the person this is somebody else's to mend; a later try may well succeed.
-        return StepWords(STEP_NAMES[step.name], "not yet", "warn", icon, "failing since")
-    return StepWords(STEP_NAMES[step.name], "failed", tone, icon, "since")
+        return StepWords(name, gettext("not yet"), "warn", icon, gettext("failing since"))
+    return StepWords(name, gettext("failed"), tone, icon, gettext("since"))
 
 
-def step_sentence(step: Step, connection: ConnectionView) -> str:
-    """Return what a step says to the person; {product} is left for the template."""
+def step_sentence(branding: Branding, step: Step, connection: ConnectionView) -> str:
+    """Return what a step says to the person."""
     if step.name is StepName.SEALED:
-        return SEALED_SENTENCES[connection.holds_grant]
-    return STEP_SENTENCES.get((step.name, step.state), "").replace("{provider}", connection.provider_title)
+        return translated(SEALED_SENTENCES[connection.holds_grant])
+    product = opening(languages.product_name(branding))
+    sentence = STEP_SENTENCES.get((step.name, step.state))
+    return translated(sentence, provider=connection.provider_title, product=product) if sentence else ""
 
 
 def init_app(app: Flask, settings: Settings) -> None:
@@ -116,30 +128,36 @@ def init_app(app: Flask, settings: Settings) -> None:
     env.globals["asset"] = _asset(Path(app.static_folder or "."))
     env.globals["status_words"] = lambda status: STATUS_WORDS[Status(status)]
     env.globals["step_words"] = step_words
-    env.globals["step_sentence"] = lambda step, connection: step_sentence(step, connection).replace(
-        "{product}", opening(settings.branding.name)
-    )
-    env.filters["when"] = when
+    env.globals["step_sentence"] = partial(step_sentence, settings.branding)
+    env.globals["has_route"] = lambda endpoint: endpoint in app.view_functions
+    env.filters["when"] = languages.in_full
     env.filters["iso"] = iso
     env.filters["tint"] = tint
     env.filters["opening"] = opening
-    env.filters["account_type"] = lambda name: ACCOUNT_TYPES.get(name, name)
+    env.filters["account_type"] = lambda name: translated(ACCOUNT_TYPES[name]) if name in ACCOUNT_TYPES else name
+    languages.init_app(app, settings)
 
     brand_address = "/brand.css"
 
     @app.context_processor
     def branding() -> dict[str, object]:
-        return {"product": settings.branding.name, "branding": settings.branding, "brand_address": brand_address}
+        return {
+            "product": languages.product_name(settings.branding),
+            "branding": settings.branding,
+            "brand_address": brand_address,
+            "theme": cookies.preference(cookies.THEME, THEMES) or settings.branding.theme,
+        }
+
+    @app.after_request
+    def keep_preferences(response: Response) -> Response:
+        if response.mimetype == "text/html":
+            cookies.keep_preference(response, cookies.LANGUAGE, LANGUAGES)
+            cookies.keep_preference(response, cookies.THEME, THEMES)
+        return response
 
     if settings.branding.color:
         sheet = BRAND_SHEET.format(color=settings.branding.color)
         app.add_url_rule("/brand.css", "brand", lambda: Response(sheet, content_type="text/css; charset=utf-8"))
-
-
-def when(value: datetime) -> str:
-    """Return a time as people write it, zone included: `20 Nov 2026, 10:00 UTC`."""
-    value = value.astimezone(UTC)
-    return f"{value.day} {value:%b %Y, %H:%M} UTC"
 
 
 def iso(value: datetime) -> str:

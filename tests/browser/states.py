@@ -275,7 +275,7 @@ def state_unknown(scene: Scene) -> None:
     scene.come_back("stripe", code="ac_0123456789", state="this-was-never-issued-by-anybody-012345678")
 
 
-@state("This Stripe account is already connected", status=409, primary="Try again", error=True)
+@state("This Stripe account is already connected", status=409, primary="Choose another account", error=True)
 def account_taken(scene: Scene) -> None:
     account = "acct_1ContestedAccount"
     scene.answers("allow", account)

@@ -28,6 +28,7 @@ from broker.disconnection import Effect
 from broker.errors import FlowUnknown, LinkUnknown
 from broker.flow_page import FlowPage
 from broker.flows import Onward
+from broker.history import Event
 from broker.journal import Browser
 from broker.links import CreatedLink, LinkRequest, OpenedLink
 from broker.models import FlowState, ImportState
@@ -204,7 +205,10 @@ class FakeFlowPages:
             state=FlowState.DONE,
             hold=None,
             failure=None,
+            failure_detail=None,
             connection=connection(),
+            was_connected_before=False,
+            missing_scopes=(),
             choices=(),
             link_apps_left=(),
             can_retry=False,
@@ -224,6 +228,10 @@ class FakeConnections:
 
     items: list[ConnectionView] = field(default_factory=list)
     retried: list[tuple[str, Actor]] = field(default_factory=list)
+    checked: list[str] = field(default_factory=list)
+
+    def check(self, ref: str) -> None:
+        self.checked.append(ref)
 
     def retry(self, ref: str, *, actor: Actor) -> None:
         self.retried.append((ref, actor))
@@ -241,6 +249,16 @@ class FakeConnections:
 
     def page(self, filters: ConnectionFilters, *, limit: int, cursor: str | None = None) -> ConnectionPage:
         return ConnectionPage(tuple(self.items), None)
+
+
+@dataclass
+class FakeHistory:
+    """Tells what the test says."""
+
+    events: list[Event] = field(default_factory=list)
+
+    def of_connection(self, ref: str) -> list[Event]:
+        return self.events
 
 
 @dataclass
@@ -291,6 +309,7 @@ class FakeServices(SimpleNamespace):
     flows: FakeFlows
     flow_pages: FakeFlowPages
     connections: FakeConnections
+    history: FakeHistory
     disconnections: FakeDisconnections
     sessions: FakeSessions
 
@@ -308,6 +327,7 @@ def services(chosen: Settings | None = None) -> FakeServices:
         flows=FakeFlows(),
         flow_pages=FakeFlowPages(apps.get("stripe")),
         connections=FakeConnections(),
+        history=FakeHistory(),
         disconnections=FakeDisconnections(),
         sessions=FakeSessions(),
     )

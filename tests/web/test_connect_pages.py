@@ -362,7 +362,8 @@ def test_every_failure_has_a_sentence_and_its_status(
     )
     assert "{" not in answer.text
     assert FLOW in answer.text
-    assert (">Try again</button>" in answer.text) is (failure.verdict is not errors.Verdict.CONFIGURATION)
+    again = "Choose another account" if failure is errors.AccountTaken else "Try again"
+    assert (f">{again}</button>" in answer.text) is (failure.verdict is not errors.Verdict.CONFIGURATION)
     assert ("<title>Error: " in answer.text) is (failure.status >= 400)
 
 

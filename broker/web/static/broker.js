@@ -27,6 +27,26 @@
     }
   });
 
+  // What people may have to quote gets a button that copies it.
+  for (const code of navigator.clipboard ? document.querySelectorAll("code[data-copy]") : []) {
+    const button = document.createElement("button");
+    const say = (word) => { button.textContent = word; button.setAttribute("aria-label", `${word}: ${code.dataset.name}`); };
+    button.type = "button";
+    button.className = "copy";
+    say(code.dataset.copy);
+    button.addEventListener("click", async () => {
+      await navigator.clipboard.writeText(code.textContent);
+      say(code.dataset.copied);
+    });
+    code.after(" ", button);
+  }
+
+  // In a window that another page opened, there is a way to close it; where that is refused, the page stays as it is.
+  if (window.opener || window.name === "broker-connect") {
+    for (const part of document.querySelectorAll(".popup")) part.hidden = false;
+    for (const button of document.querySelectorAll("[data-close]")) button.addEventListener("click", () => window.close());
+  }
+
   // An address to copy is selected as soon as it is reached.
   for (const field of document.querySelectorAll("input[data-select]")) field.addEventListener("focus", () => field.select());
 
@@ -37,11 +57,11 @@
     await new Promise((done) => setTimeout(done, wait * 1000));
     let stage = pending.dataset.poll;
     try {
-      const text = await (await fetch(location.pathname, { credentials: "same-origin" })).text();
+      const text = await (await fetch(location.href, { credentials: "same-origin" })).text();
       const found = new DOMParser().parseFromString(text, "text/html").querySelector("[data-stage]");
       if (found) stage = found.dataset.stage;
     } catch { /* offline for a moment: look again later */ }
-    if (stage !== pending.dataset.poll) return location.replace(location.pathname);
+    if (stage !== pending.dataset.poll) return location.replace(location.href);
     look(Math.min(wait * 2, 16), spent + wait);
   };
   if (pending) look(2, 0);

@@ -1,0 +1,152 @@
+"""The catalogues: `python -m tests.translations` brings them up to date with what pages say.
+
+Pages say what templates and views translate themselves, and what lower layers only declare: the headings and advice
+of errors, the words of providers, and sentences marked as `translatable`.
+"""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Iterator
+from io import BytesIO
+from pathlib import Path
+
+from babel.messages import Catalog
+from babel.messages.extract import extract
+from babel.messages.pofile import read_po, write_po
+
+from broker.settings import LANGUAGES
+from broker.web.languages import CATALOGUES, ENGLISH
+
+ROOT = Path(__file__).parent.parent
+TEMPLATES = ("base.html", "macros.html", "connect/*.html", "connections/*.html", "errors/*.html")
+DECLARED = {"heading", "advice"}
+"""Attributes of classes that hold sentences for people."""
+TABLES = {"NOTES", "TROUBLES"}
+"""Tables that hold them as their values, or as the first argument of what their values are made with."""
+OF_PROVIDERS = {"reads", "never", "caveat"}
+"""Arguments of `Provider` that do."""
+NOT_FOR_PEOPLE = {"apikeys.py", "circuits.py", "doctor.py", "matching.py", "operators.py", "reconciliation.py"}
+"""Modules whose errors only operators, hosts and command lines see."""
+WIDTH = 120
+HEADER_LINES = 16
+
+
+def extracted() -> Catalog:
+    """Return everything pages say, in English, each with where it is said."""
+    catalog = Catalog(project="OAuth broker", charset="utf-8")
+    for place, message in sorted(_messages(), key=lambda found: found[0]):
+        catalog.add(message, locations=[(place, 0)])
+    return catalog
+
+
+def catalogue_path(language: str) -> Path:
+    """Return where a language's catalogue is."""
+    return CATALOGUES / language / "LC_MESSAGES" / "messages.po"
+
+
+def read(language: str) -> Catalog:
+    """Return a language's catalogue as it is written."""
+    with catalogue_path(language).open("rb") as written:
+        return read_po(written, locale=language)
+
+
+def brought_up_to_date(language: str) -> bytes:
+    """Return a language's catalogue with what pages say now: new sentences are empty, those nobody says are gone."""
+    path = catalogue_path(language)
+    catalog = read(language) if path.is_file() else Catalog(locale=language, fuzzy=False)
+    catalog.update(extracted(), no_fuzzy_matching=True)
+    catalog.obsolete.clear()
+    catalog.header_comment = f"# What pages say, in the language {language}. Made by `python -m tests.translations`."
+    written = BytesIO()
+    write_po(written, catalog, width=WIDTH, omit_header=False, ignore_obsolete=True, include_lineno=False)
+    # Dates and tool versions would make every update a change.
+    kept = (b'"Language:', b'"Plural-Forms:', b'"MIME-Version:', b'"Content-T')
+    lines = [
+        line
+        for number, line in enumerate(written.getvalue().splitlines(keepends=True))
+        if number > HEADER_LINES or not line.startswith(b'"') or line.startswith(kept)
+    ]
+    return b"".join(lines)
+
+
+def untranslated(language: str) -> list[str]:
+    """Return the sentences that a language's catalogue has no words for."""
+    return [
+        str(message.id)
+        for message in read(language)
+        if message.id and not all(message.string if isinstance(message.string, tuple) else (message.string,))
+    ]
+
+
+def _messages() -> Iterator[tuple[str, str | tuple[str, ...]]]:
+    for pattern in TEMPLATES:
+        for path in (ROOT / "templates").glob(pattern):
+            yield from _called(path, "jinja2.ext:babel_extract")
+    for path in (ROOT / "broker").rglob("*.py"):
+        parts = path.relative_to(ROOT / "broker").parts
+        if parts[0] in {"cli", "sandbox"} or "console" in parts or "api" in parts or parts[-1] in NOT_FOR_PEOPLE:
+            continue
+        yield from _called(path, "python")
+        yield from _declared(path)
+
+
+def _called(path: Path, method: str) -> Iterator[tuple[str, str | tuple[str, ...]]]:
+    keywords = {"_": None, "gettext": None, "ngettext": (1, 2), "translatable": None}
+    with path.open("rb") as source:
+        for _line, message, _comments, _context in extract(method, source, keywords, options={"trimmed": "true"}):
+            yield str(path.relative_to(ROOT)), message
+
+
+def _declared(path: Path) -> Iterator[tuple[str, str]]:
+    place = str(path.relative_to(ROOT))
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        for text in _texts_of(node):
+            if text:
+                yield place, text
+
+
+def _texts_of(node: ast.AST) -> Iterator[str]:
+    if isinstance(node, ast.ClassDef):
+        for line in node.body:
+            target = line.target if isinstance(line, ast.AnnAssign) else getattr(line, "targets", [None])[0]
+            if isinstance(target, ast.Name) and target.id in DECLARED:
+                yield from _texts(getattr(line, "value", None))
+    if isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name) and node.target.id in TABLES:
+        for table in ast.walk(node):
+            for value in table.values if isinstance(table, ast.Dict) else ():
+                yield from _texts(value.args[0] if isinstance(value, ast.Call) else value)
+    if isinstance(node, ast.Call) and isinstance(node.func, ast.Name):
+        if node.func.id == "Provider":
+            for argument in node.keywords:
+                if argument.arg in OF_PROVIDERS:
+                    yield from _texts(argument.value)
+        if node.func.id == "Sentence":
+            for value in node.args[1:3]:
+                yield from _texts(value)
+
+
+def _texts(value: ast.AST | None) -> Iterator[str]:
+    if isinstance(value, ast.Constant) and isinstance(value.value, str):
+        yield value.value
+    elif isinstance(value, ast.Tuple):
+        for element in value.elts:
+            yield from _texts(element)
+
+
+def main() -> None:
+    """Bring every catalogue up to date and say what is still to be translated."""
+    for language in LANGUAGES:
+        if language == ENGLISH:
+            continue
+        path = catalogue_path(language)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(brought_up_to_date(language))
+        missing = untranslated(language)
+        print(f"{path.relative_to(ROOT)}: {len(missing)} to translate")
+        for each in missing:
+            print(f"  {each}")
+
+
+if __name__ == "__main__":
+    main()
