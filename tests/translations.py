@@ -107,23 +107,30 @@ def _declared(path: Path) -> Iterator[tuple[str, str]]:
 
 
 def _texts_of(node: ast.AST) -> Iterator[str]:
-    if isinstance(node, ast.ClassDef):
-        for line in node.body:
-            target = line.target if isinstance(line, ast.AnnAssign) else getattr(line, "targets", [None])[0]
-            if isinstance(target, ast.Name) and target.id in DECLARED:
-                yield from _texts(getattr(line, "value", None))
-    if isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name) and node.target.id in TABLES:
-        for table in ast.walk(node):
-            for value in table.values if isinstance(table, ast.Dict) else ():
-                yield from _texts(value.args[0] if isinstance(value, ast.Call) else value)
-    if isinstance(node, ast.Call) and isinstance(node.func, ast.Name):
-        if node.func.id == "Provider":
+    match node:
+        case ast.ClassDef():
+            yield from _of_class(node)
+        case ast.AnnAssign(target=ast.Name(id=name)) if name in TABLES:
+            for table in ast.walk(node):
+                for value in table.values if isinstance(table, ast.Dict) else ():
+                    yield from _texts(value.args[0] if isinstance(value, ast.Call) else value)
+        case ast.Call(func=ast.Name(id="Provider")):
             for argument in node.keywords:
                 if argument.arg in OF_PROVIDERS:
                     yield from _texts(argument.value)
-        if node.func.id == "Sentence":
+        case ast.Call(func=ast.Name(id="Sentence")):
             for value in node.args[1:3]:
                 yield from _texts(value)
+
+
+def _of_class(node: ast.ClassDef) -> Iterator[str]:
+    for line in node.body:
+        if isinstance(line, ast.AnnAssign):
+            names: list[ast.expr] = [line.target]
+        else:
+            names = line.targets if isinstance(line, ast.Assign) else []
+        if any(isinstance(name, ast.Name) and name.id in DECLARED for name in names):
+            yield from _texts(getattr(line, "value", None))
 
 
 def _texts(value: ast.AST | None) -> Iterator[str]:

@@ -37,6 +37,8 @@ SECRET_ADDRESSES = ("/connect/", "/oauth/")
 POPUP_PATHS = ("/connect/", "/oauth/", "/flows/", "/demo/")
 """Pages a host may show in a popup: with `same-origin` the host's page would believe the popup closed."""
 
+SCRIPT_FOR_HOSTS = "connect.js"
+
 LOOPBACK_NAMES = ("127.0.0.1", "localhost", "::1")
 LOOPBACK_SOURCES = ("http://127.0.0.1:*", "http://localhost:*")
 
@@ -162,6 +164,10 @@ class SecurityHeaders:
         response.headers["Referrer-Policy"] = "no-referrer" if hide else "same-origin"
         popup = request.path.startswith(POPUP_PATHS)
         response.headers["Cross-Origin-Opener-Policy"] = "unsafe-none" if popup else "same-origin"
+        if static and (request.view_args or {}).get("filename") == SCRIPT_FOR_HOSTS:
+            # Hosts' pages load it, with a check of its digest if they like.
+            response.headers["Cross-Origin-Resource-Policy"] = "cross-origin"
+            response.headers["Access-Control-Allow-Origin"] = "*"
         response.headers["Cache-Control"] = _static_cache() if static and response.status_code < 400 else "no-store"
         return response
 

@@ -175,3 +175,37 @@ class Proxy(Loopback):
         if self._through is None or method != "GET" or parts.path != self._path or BEEN_THERE in parse_qs(parts.query):
             return None
         return f"{self._through.origin}/sign-in?{urlencode({'back': f'{self.origin}{path}&{BEEN_THERE}=1'})}"
+
+
+class _HostPagesHandler(_Handler):
+    server: HostPages
+
+    def do_GET(self) -> None:
+        path = urlsplit(self.path).path
+        if path == "/favicon.ico":
+            self._answer("")
+        elif path == "/cut":
+            self._answer("<p>The tie is cut.</p>", **{"Cross-Origin-Opener-Policy": "same-origin"})
+        elif path == "/back":
+            self._answer(f"<p>You are back.</p>{self._script()}")
+        else:
+            self._answer(f'<p><a href="{self.server.link}" data-broker-connect>Connect Stripe</a></p>{self._script()}')
+
+    def _script(self) -> str:
+        return f'<script src="{self.server.script}" defer></script>'
+
+    def _answer(self, body: str, **headers: str) -> None:
+        page = f'<!doctype html><html lang="en"><meta charset="utf-8"><title>Host</title>{body}</html>'.encode()
+        self.send_response(200)
+        for name, value in {"Content-Type": "text/html", "Content-Length": str(len(page)), **headers}.items():
+            self.send_header(name, value)
+        self.end_headers()
+        self.wfile.write(page)
+
+
+class HostPages(Loopback):
+    """A host's product: `/` offers a link, `/back` is where people return to, both with the broker's script."""
+
+    handler = _HostPagesHandler
+    link = ""
+    script = ""

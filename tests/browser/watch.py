@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from urllib.parse import urlsplit
 
-from playwright.sync_api import BrowserContext, ConsoleMessage, Locator, Page, Request, Response, WebError, expect
+from playwright.sync_api import BrowserContext, ConsoleMessage, Error, Locator, Page, Request, Response, WebError, expect
 
 PATIENCE_MS = 20_000
 """How long a page may take to show what a worker does; other processes share the machine."""
@@ -57,9 +57,17 @@ class Watch:
             self._said.append(f"failed: {request.method} {request.url}: {request.failure}")
 
     def _on_response(self, response: Response) -> None:
-        if response.request.is_navigation_request() and response.frame.parent_frame is None:
+        if response.request.is_navigation_request() and _is_whole_page(response):
             self.status = response.status
             self._page = response
+
+
+def _is_whole_page(response: Response) -> bool:
+    try:
+        return response.frame.parent_frame is None
+    except Error:
+        # A popup asks for its first page before it has a frame.
+        return True
 
 
 class Clicks:

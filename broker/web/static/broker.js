@@ -42,7 +42,7 @@
   }
 
   // In a window that another page opened, there is a way to close it; where that is refused, the page stays as it is.
-  if (window.opener || window.name === "broker-connect") {
+  if (window.opener || window.name.startsWith("broker-connect-")) {
     for (const part of document.querySelectorAll(".popup")) part.hidden = false;
     for (const button of document.querySelectorAll("[data-close]")) button.addEventListener("click", () => window.close());
   }
