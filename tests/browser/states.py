@@ -14,6 +14,7 @@ from playwright.sync_api import BrowserContext, Page, Request, Response, expect
 from tests.browser.conftest import Host
 from tests.browser.watch import Watch
 from tests.e2e.world import World, eventually, free_port
+from tests.house import open_house
 
 OPERATOR, PASSWORD = "operator@example.com", "a-password-that-is-long-enough"
 LONG_ADDRESS = "maximiliane.featherstonehaugh-cholmondeley@a-rather-long-company-name.example"
@@ -172,6 +173,27 @@ def link_unfinished(scene: Scene) -> None:
     expect(scene.page.get_by_text("but did not finish")).to_be_visible()
 
 
+@state("Connect your accounts", primary="Connect GitHub")
+def link_needs_attention(scene: Scene) -> None:
+    link = scene.link()
+    connection_needs_attention(scene, link)
+    scene.go(link)
+    expect(scene.page.locator(".card").first).to_contain_text("did not pass")
+
+
+@state("Verbinden Sie Ihre Konten", primary="Stripe verbinden")
+def link_german(scene: Scene) -> None:
+    scene.go(scene.link() + "?lang=de")
+    assert scene.page.locator("html").get_attribute("lang") == "de"
+
+
+@state("Connect your accounts", primary="Connect Stripe")
+def link_dark_by_address(scene: Scene) -> None:
+    scene.go(scene.link() + "?theme=dark")
+    ground = scene.page.evaluate("() => getComputedStyle(document.body).backgroundColor")
+    assert ground == "rgb(13, 17, 23)"
+
+
 @state("This link has expired", status=410, error=True)
 def link_expired(scene: Scene) -> None:
     link = scene.link(expires_in=1)
@@ -224,6 +246,20 @@ def done_imported(scene: Scene) -> None:
     scene.connect()
 
 
+@state("Stripe is connected", primary="Back to Acme Analytics")
+def done_again(scene: Scene) -> None:
+    scene.answers("allow", f"acct_1{scene.end_user.replace('-', '')}")
+    scene.connect()
+    scene.connect()
+    expect(scene.page.get_by_text("You had connected")).to_be_visible()
+
+
+@state("Stripe ist verbunden", primary="Zurück zu Acme Analytics")
+def done_german(scene: Scene) -> None:
+    done_imported(scene)
+    scene.go(scene.page.url + "?lang=de")
+
+
 @state("GitHub is connected", primary="Back to Acme Analytics")
 def done_github(scene: Scene) -> None:
     scene.connect("GitHub")
@@ -254,6 +290,8 @@ def denied(scene: Scene) -> None:
 def provider_error(scene: Scene) -> None:
     asked = scene.leave("Stripe")
     scene.come_back("stripe", error="server_error", error_description="<b>Boom</b>", state=asked["state"])
+    scene.page.get_by_text("Show details").click()
+    expect(scene.page.locator("details code")).to_have_text("server_error")
 
 
 @state("The connection was interrupted", status=502, primary="Try again", error=True)
@@ -386,6 +424,70 @@ def connection_details(scene: Scene) -> None:
     scene.page.get_by_role("link", name="See your accounts").click()
     scene.page.get_by_role("link", name=re.compile("^New Account")).click()
     expect(scene.page.get_by_text("Reference")).to_be_visible()
+
+
+@state("New Account")
+def connection_checked(scene: Scene) -> None:
+    connection_details(scene)
+    scene.press("Check now")
+    expect(scene.page.get_by_text("This account was just checked.")).to_be_visible()
+
+
+@state("New Account")
+def connection_needs_attention(scene: Scene, link: str | None = None) -> None:
+    scene.connect(link=link)
+    # Sequin knows nothing of it any more.
+    scene.world.control("reset")
+    scene.answers("allow")
+    scene.page.get_by_role("link", name="See your accounts").click()
+    scene.page.get_by_role("link", name=re.compile("^New Account")).click()
+    scene.press("Check now")
+    expect(scene.page.get_by_role("alert")).to_contain_text("did not pass")
+
+
+@state("Your connected accounts")
+def connections_need_attention(scene: Scene) -> None:
+    connection_needs_attention(scene)
+    scene.page.get_by_role("link", name="All your accounts").click()
+    expect(scene.page.get_by_role("alert")).to_contain_text("1 account needs attention.")
+
+
+@state("Your connected accounts")
+def connections_many(scene: Scene) -> None:
+    _manage_many(scene)
+    expect(scene.page.get_by_text("Page 1 of 2")).to_be_visible()
+
+
+@state("Your connected accounts")
+def connections_searched(scene: Scene) -> None:
+    _manage_many(scene)
+    scene.page.get_by_label("Search").fill("account 2")
+    scene.press("Search")
+    expect(scene.page.get_by_role("status")).to_contain_text("match")
+
+
+@state("Ihre verbundenen Konten")
+def connections_german(scene: Scene) -> None:
+    connections(scene)
+    scene.page.get_by_role("link", name="Deutsch").click()
+    expect(scene.page.get_by_text("Darf lesen").first).to_be_visible()
+
+
+@state("New Account")
+def connection_details_german(scene: Scene) -> None:
+    connection_details(scene)
+    scene.page.get_by_role("link", name="Deutsch").click()
+    expect(scene.page.get_by_text("Verlauf")).to_be_visible()
+
+
+def _manage_many(scene: Scene) -> None:
+    """Open the page of somebody with more accounts than one page shows."""
+    with open_house(scene.world.database_url) as house:
+        person = house.end_user(scene.end_user)
+        for _ in range(27):
+            house.connection(person)
+    scene.go(scene.link(manage=True))
+    scene.press("Show my accounts")
 
 
 @state("Disconnect New Account")

@@ -139,3 +139,47 @@ def test_wrong_markup_is_found() -> None:
         "End tag (div) seen too early",
     ):  # fmt: skip
         assert expected in found
+
+
+def test_every_way_without_javascript(browser: Browser, world: World, host: Host, end_user: str) -> None:
+    context = browser.new_context(java_script_enabled=False)
+    Watch(context)
+    page = context.new_page()
+    world.control("faults", on="sequin.import", fault="status", status=503, times=1)
+
+    page.goto(host.link(end_user, apps=["stripe"], return_url="https://host.example/"))
+    page.get_by_role("button", name="Connect Stripe").click()
+    # The page looks again by itself: for the import first, then for the first check.
+    expect(page.get_by_role("heading", name="Stripe is connected")).to_be_visible()
+    expect(page.locator(".badge-ok")).to_have_text("Connected")
+    assert page.locator("noscript meta").count() == 0
+
+    page.get_by_role("link", name="See your accounts").click()
+    page.get_by_role("link", name="Details").click()
+    page.get_by_role("button", name="Check now").click()
+    expect(page.get_by_text("This account was just checked.")).to_be_visible()
+    page.get_by_role("link", name="Deutsch").click()
+    expect(page.get_by_role("heading", name="Verlauf")).to_be_visible()
+    page.get_by_role("link", name="English").click()
+    page.get_by_role("link", name="Disconnect").click()
+    page.get_by_role("button", name="Disconnect").click()
+    expect(page.get_by_role("status")).to_contain_text("disconnected")
+    page.get_by_role("button", name="Sign out").click()
+    expect(page.get_by_role("heading", name="You are signed out")).to_be_visible()
+    context.close()
+
+
+def test_a_page_without_javascript_stops_looking(browser: Browser, world: World, host: Host, end_user: str) -> None:
+    context = browser.new_context(java_script_enabled=False)
+    Watch(context)
+    page = context.new_page()
+    world.control("faults", on="sequin.import", fault="status", status=503)
+    page.goto(host.link(end_user, apps=["stripe"]))
+    page.get_by_role("button", name="Connect Stripe").click()
+    expect(page.get_by_text("We are finishing set-up.")).to_be_visible()
+
+    assert 'http-equiv="refresh"' in page.content()
+    page.goto(page.url.partition("?")[0] + "?n=24")
+    assert 'http-equiv="refresh"' not in page.content()
+    expect(page.get_by_role("link", name="Check again")).to_be_visible()
+    context.close()

@@ -4,7 +4,17 @@ from __future__ import annotations
 
 from urllib.parse import urlsplit
 
-from playwright.sync_api import BrowserContext, ConsoleMessage, Error, Locator, Page, Request, Response, WebError, expect
+from playwright.sync_api import (
+    BrowserContext,
+    ConsoleMessage,
+    Error,
+    Locator,
+    Page,
+    Request,
+    Response,
+    WebError,
+    expect,
+)
 
 PATIENCE_MS = 20_000
 """How long a page may take to show what a worker does; other processes share the machine."""
