@@ -26,7 +26,10 @@ TABLES = {"NOTES", "TROUBLES"}
 """Tables that hold them as their values, or as the first argument of what their values are made with."""
 OF_PROVIDERS = {"reads", "never", "caveat"}
 """Arguments of `Provider` that do."""
-NOT_FOR_PEOPLE = {"apikeys.py", "circuits.py", "doctor.py", "matching.py", "operators.py", "reconciliation.py"}
+NOT_FOR_PEOPLE = {
+    *("apikeys.py", "circuits.py", "doctor.py", "matching.py", "notifications.py", "operators.py"),
+    *("reconciliation.py", "webhook_endpoints.py"),
+}
 """Modules whose errors only operators, hosts and command lines see."""
 WIDTH = 120
 HEADER_LINES = 16

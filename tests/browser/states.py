@@ -176,7 +176,7 @@ def link_unfinished(scene: Scene) -> None:
 @state("Connect your accounts", primary="Connect GitHub")
 def link_needs_attention(scene: Scene) -> None:
     link = scene.link()
-    connection_needs_attention(scene, link)
+    _fail_a_check(scene, link)
     scene.go(link)
     expect(scene.page.locator(".card").first).to_contain_text("did not pass")
 
@@ -434,7 +434,12 @@ def connection_checked(scene: Scene) -> None:
 
 
 @state("New Account")
-def connection_needs_attention(scene: Scene, link: str | None = None) -> None:
+def connection_needs_attention(scene: Scene) -> None:
+    _fail_a_check(scene, scene.link())
+
+
+def _fail_a_check(scene: Scene, link: str) -> None:
+    """Connect an account and let a check of it fail."""
     scene.connect(link=link)
     # Sequin knows nothing of it any more.
     scene.world.control("reset")
