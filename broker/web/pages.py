@@ -30,7 +30,9 @@ ACCOUNT_TYPES = {"User": translatable("personal account"), "Organization": trans
 
 THEMES = ("light", "dark")
 
-BRAND_SHEET = ".button-primary,.button-primary:hover{{background:{color};border-color:{color};color:#fff}}\n"
+BRAND_SHEET = (
+    ".button-primary,.button-primary:hover{{background:{color};border-color:var(--brand-edge,{color});color:#fff}}\n"
+)
 """The host's colour, on main buttons alone: settings accept only colours that white text can be read on."""
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterator
+from typing import Literal
 
 import pytest
 from playwright.sync_api import Browser, BrowserContext, expect
@@ -183,3 +184,29 @@ def test_a_page_without_javascript_stops_looking(browser: Browser, world: World,
     assert 'http-equiv="refresh"' not in page.content()
     expect(page.get_by_role("link", name="Check again")).to_be_visible()
     context.close()
+
+
+def test_every_way_by_keyboard_alone(scene: Scene) -> None:
+    page = scene.page
+
+    def press(name: str, role: Literal["button", "link"] = "button") -> None:
+        target = page.get_by_role(role, name=name)
+        expect(target).to_be_visible()
+        for _ in range(look.MOST_STOPS):
+            page.keyboard.press("Tab")
+            if target.evaluate("(e) => e === document.activeElement"):
+                break
+        page.keyboard.press("Enter")
+
+    scene.go(scene.host.link(scene.end_user, apps=["stripe"], return_url="https://host.example/"))
+    press("Connect Stripe")
+    expect(page.locator(".badge-ok")).to_have_text("Connected")
+    press("See your accounts", "link")
+    press("Details of New Account", "link")
+    press("Check now")
+    expect(page.get_by_text("This account was just checked.")).to_be_visible()
+    press("Disconnect", "link")
+    press("Disconnect New Account")
+    expect(page.get_by_role("status")).to_contain_text("disconnected")
+    press("Sign out")
+    expect(page.get_by_role("heading", name="You are signed out")).to_be_visible()

@@ -33,6 +33,7 @@
     const say = (word) => { button.textContent = word; button.setAttribute("aria-label", `${word}: ${code.dataset.name}`); };
     button.type = "button";
     button.className = "copy";
+    button.setAttribute("aria-live", "polite");
     say(code.dataset.copy);
     button.addEventListener("click", async () => {
       await navigator.clipboard.writeText(code.textContent);
