@@ -22,7 +22,7 @@ ROOT = Path(__file__).parent.parent
 TEMPLATES = ("base.html", "macros.html", "connect/*.html", "connections/*.html", "errors/*.html")
 DECLARED = {"heading", "advice"}
 """Attributes of classes that hold sentences for people."""
-TABLES = {"NOTES", "TROUBLES"}
+TABLES = {"NOTES", "SEALED_SENTENCES", "STEP_NAMES", "STEP_SENTENCES", "TROUBLES"}
 """Tables that hold them as their values, or as the first argument of what their values are made with."""
 OF_PROVIDERS = {"reads", "never", "caveat"}
 """Arguments of `Provider` that do."""
@@ -113,10 +113,8 @@ def _texts_of(node: ast.AST) -> Iterator[str]:
     match node:
         case ast.ClassDef():
             yield from _of_class(node)
-        case ast.AnnAssign(target=ast.Name(id=name)) if name in TABLES:
-            for table in ast.walk(node):
-                for value in table.values if isinstance(table, ast.Dict) else ():
-                    yield from _texts(value.args[0] if isinstance(value, ast.Call) else value)
+        case ast.AnnAssign(target=ast.Name(id=name)) | ast.Assign(targets=[ast.Name(id=name)]):
+            yield from _of_constant(name, node)
         case ast.Call(func=ast.Name(id="Provider")):
             for argument in node.keywords:
                 if argument.arg in OF_PROVIDERS:
@@ -124,6 +122,16 @@ def _texts_of(node: ast.AST) -> Iterator[str]:
         case ast.Call(func=ast.Name(id="Sentence")):
             for value in node.args[1:3]:
                 yield from _texts(value)
+
+
+def _of_constant(name: str, node: ast.AnnAssign | ast.Assign) -> Iterator[str]:
+    # Words that several providers share.
+    if name.isupper() and name.lower() in OF_PROVIDERS:
+        yield from _texts(node.value)
+    if name in TABLES:
+        for table in ast.walk(node):
+            for value in table.values if isinstance(table, ast.Dict) else ():
+                yield from _texts(value.args[0] if isinstance(value, ast.Call) else value)
 
 
 def _of_class(node: ast.ClassDef) -> Iterator[str]:
