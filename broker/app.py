@@ -50,6 +50,7 @@ from broker.providers import discover
 from broker.providers.base import Provider
 from broker.purge import Purge
 from broker.reconciliation import Reconciliation
+from broker.reconnects import Reconnects
 from broker.refresh import Refreshes
 from broker.resealing import Resealing
 from broker.secret import digest
@@ -153,6 +154,7 @@ def build_services(
     lifetime = timedelta(minutes=settings.flow_minutes)
     provider_events = ProviderEvents(database=database, clock=clock, apps=apps, jobs=jobs)
     journal = FlowJournal(database=database, clock=clock, apps=apps, vault=vault, jobs=jobs, lifetime=lifetime)
+    links = Links(database, clock, apps, settings)
     flows = Flows(
         journal=journal, database=database, clock=clock, apps=apps, settings=settings, oauth=oauth, http=http,
         vault=vault, jobs=jobs, circuits=circuits,
@@ -169,7 +171,8 @@ def build_services(
         key_ring=key_ring,
         resealing=Resealing(database, vault, clock, key_ring),
         api_keys=ApiKeys(database, clock),
-        links=Links(database, clock, apps, settings),
+        links=links,
+        reconnects=Reconnects(links, flows),
         flows=flows,
         confirmations=Confirmations(database=database, clock=clock, flows=flows, journal=journal),
         flow_pages=FlowPages(journal=journal, database=database, clock=clock, apps=apps, connections=connections),

@@ -505,16 +505,6 @@ class AccountSuspended(FlowFailure):
     advice = "Un-suspend it in the account’s settings at {provider}, then try again."
 
 
-class OtherAccount(FlowFailure):
-    """A reconnect brought another account than the one that was to be connected again."""
-
-    code = "other_account"
-    status = 409
-    heading = "You signed in to a different {provider} account"
-    advice = "Nothing was changed. Try again with the account that you connected before."
-    cure = "Nothing to do: the person tries again, or the host makes a plain link for the other account."
-
-
 class NotConfirmed(FlowFailure):
     """The host said that somebody else came back than the person the link was made for."""
 

@@ -50,6 +50,8 @@ class FlowPage:
     was_connected_before: bool
     # Scopes that were asked for and not given; empty where the provider does not say what it gave.
     missing_scopes: tuple[str, ...]
+    # The connection that this flow was started to renew; None for every other flow.
+    renews: ConnectionView | None
     choices: tuple[AccountChoice, ...]
     # Other OAuth apps of the same link that can still be connected.
     link_apps_left: tuple[OfferedApp, ...]
@@ -106,6 +108,7 @@ class FlowPages:
             connection=connected,
             was_connected_before=connected is not None and connected.created_at < flow.created_at,
             missing_scopes=_missing(app, connected),
+            renews=self._connections.by_id(flow.reconnects_id) if flow.reconnects_id else None,
             choices=tuple(AccountChoice(**choice) for choice in flow.choices or ()),
             link_apps_left=tuple(app for app in left if app.key != flow.app_key),
             can_retry=failed and any(app.key == flow.app_key for app in left),

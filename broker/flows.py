@@ -36,7 +36,6 @@ from broker.errors import (
     NetworkError,
     OAuthFailure,
     OAuthUnavailable,
-    OtherAccount,
     ProviderDown,
     ProviderFailed,
     ProviderMisconfigured,
@@ -326,7 +325,7 @@ class Flows:
             )
             with self._circuits.watching(app_circuit(app.key)):
                 accounts = provider.identify(app.config, grant, call)
-            account = self._again(step, accounts) if step.reconnects is not None else _pick(accounts, wish)
+            account = _pick(accounts, wish) if step.reconnects is None else self._again(step, accounts, wish)
             if account is None:
                 return self._ask(step, app, accounts)
             if provider.confirm is not None:
@@ -342,22 +341,21 @@ class Flows:
             self._journal.end(step, ProviderMisconfigured(failure.detail))
         return Onward(step.flow_ref)
 
-    def _again(self, step: Step, accounts: tuple[Account, ...]) -> Account | None:
-        """Return the account that a reconnect is for, None when the person has to install or choose first.
+    def _again(self, step: Step, accounts: tuple[Account, ...], wish: Wish) -> Account | None:
+        """Return the account that a reconnect is for, None when the person has to install first or is to be asked.
 
-        Raises OtherAccount when the grant reaches others but not that one: nothing is replaced unasked.
+        Another account is connected beside the old one, and only once the person has said so: it replaces nothing.
         """
+        if wish.account_id is not None:
+            return _pick(accounts, wish)
         with self._database.read() as connection:
             wanted = attach.account_wanted(connection, step.reconnects)
-        found = next((each for each in accounts if (each.id, each.mode) == wanted), None)
-        if found is None and accounts:
-            raise OtherAccount
-        return found
+        return next((each for each in accounts if (each.id, each.mode) == wanted), None)
 
     def _ask(self, step: Step, app: OfferedApp, accounts: tuple[Account, ...]) -> Onward:
         if accounts:
             choices = [{"id": each.id, "name": each.name, "type": each.type or ""} for each in accounts]
-            self._journal.hold(step, Hold.CHOICE, choices=choices)
+            self._journal.hold(step, Hold.CHOICE if step.reconnects is None else Hold.OTHER_ACCOUNT, choices=choices)
             return Onward(step.flow_ref)
         address = self._to_installation(step, app)
         if address is None:

@@ -451,7 +451,7 @@ class FlowJournal:
                 .where(
                     _flows.c.id == flow.id,
                     _flows.c.state == FlowState.HELD,
-                    _flows.c.hold == Hold.CHOICE,
+                    _flows.c.hold.in_([Hold.CHOICE, Hold.OTHER_ACCOUNT]),
                     _flows.c.expires_at > now,
                 )
                 .values(state=FlowState.REDEEMING, hold=None, chosen_account_id=account_id, updated_at=now)

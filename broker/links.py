@@ -68,6 +68,10 @@ class LinkInvalid(Refused):
         super().__init__("; ".join(f"{name}: {', '.join(reasons)}" for name, reasons in self.fields.items()))
 
 
+BY_PERSON = "person"
+"""Who makes the link when somebody connects an account again from their own page."""
+
+
 @dataclass(frozen=True)
 class LinkRequest:
     """What a host asks a link for."""
@@ -335,9 +339,11 @@ def return_address(address: str, allowed: Iterable[str]) -> str:
 
 
 def actor_of(created_by: str) -> Actor:
-    """Return who is meant by a link's `created_by`: the command line, an operator's e-mail or an API key's id."""
+    """Return who a link's `created_by` means: the command line, the person, an operator's e-mail or a key's id."""
     if created_by == COMMAND_LINE.name:
         return COMMAND_LINE
+    if created_by == BY_PERSON:
+        return Actor("end_user", BY_PERSON)
     return Actor("operator" if "@" in created_by else "api_key", created_by)
 
 

@@ -37,6 +37,8 @@ class Hold(StrEnum):
 
     INSTALLATION = "installation"
     CHOICE = "choice"
+    # A reconnect brought another account: whether that is meant.
+    OTHER_ACCOUNT = "other_account"
     APPROVAL = "approval"
     CONFIRMATION = "confirmation"
 

@@ -217,7 +217,8 @@ class Refreshes:
             "refreshing_since": None,
         }  # fmt: skip
         now = self._clock.now()
-        live = _connections.c.disconnected_at.is_(None)
+        ended = _connections.c.disconnected_at.is_not(None)
+        live = sa.and_(sa.not_(ended), _connections.c.revoked_at.is_(None))
         with self._database.write() as connection:
             # Jobs before the connection, in everybody's order.
             self._jobs.enqueue(connection, "import", row.id)
@@ -229,7 +230,7 @@ class Refreshes:
             # Disconnected meanwhile: what has just come to life has to be ended too.
             self._jobs.enqueue(connection, "revoke", row.id)
             self._jobs.settle(connection, job, Done())
-            if _changed(connection, row, sa.not_(live), values | {"revocation": CleanUp.PENDING.value}, now):
+            if _changed(connection, row, ended, values | {"revocation": CleanUp.PENDING.value}, now):
                 return True
             connection.rollback()
         self._settle(job, Done())

@@ -34,6 +34,7 @@ from broker.probes import Probes
 from broker.provider_events import ProviderEvents
 from broker.purge import Purge
 from broker.reconciliation import Reconciliation
+from broker.reconnects import Reconnects
 from broker.refresh import Refreshes
 from broker.resealing import Resealing
 from broker.sequin import Sequin
@@ -65,6 +66,7 @@ class Services:
     connections: Connections
     deliveries: Deliveries
     verifications: Verifications
+    reconnects: Reconnects
     refreshes: Refreshes
     probes: Probes
     provider_events: ProviderEvents

@@ -16,11 +16,11 @@ from broker.flows import Onward
 from broker.journal import Browser
 from broker.links import OpenedLink
 from broker.models import FlowState
-from broker.secret import Secret
 from broker.sessions import SignedIn
 from broker.status import Status
 from broker.web import cookies, services
 from broker.web.connections import NEEDS_A_PERSON
+from broker.web.cookies import remembering, this_browser
 from broker.web.languages import product_name
 from broker.web.outcome import describe
 from broker.web.security import allow_leaving, is_ahead_of_the_person, keep_own_referrer
@@ -32,12 +32,6 @@ SESSION_AFTER_DONE = timedelta(minutes=30)
 """How long after a connection was saved its page still signs its browser in."""
 
 blueprint = Blueprint("connect", __name__)
-
-
-def this_browser() -> Browser | None:
-    """Return the browser in front of us, None when it carries no secret of ours."""
-    secret = cookies.read(cookies.BROWSER)
-    return Browser(Secret(secret)) if secret else None
 
 
 @blueprint.get("/connect/<token>")
@@ -55,14 +49,14 @@ def link(token: str) -> BaseResponse:
         response = make_response(_offer(opened, token), 200 if opened.apps else 503)
     # The browser gets its secret before it starts anything: were it to come with the start's answer, a lost answer
     # would make the next try look like another browser.
-    return response if is_ahead_of_the_person() else _remembering(browser, response)
+    return response if is_ahead_of_the_person() else remembering(browser, response)
 
 
 @blueprint.post("/connect/<token>/start/<app_key>")
 def start(token: str, app_key: str) -> BaseResponse:
     """Start a flow and lead the person to the provider."""
     browser = this_browser() or Browser(cookies.new_browser_secret())
-    return _remembering(browser, redirect(services().flows.begin(token, app_key, browser), 303))
+    return remembering(browser, redirect(services().flows.begin(token, app_key, browser), 303))
 
 
 @blueprint.post("/connect/<token>/open")
@@ -72,7 +66,7 @@ def open_manage(token: str) -> BaseResponse:
     end_user_id = services().links.enter(token, browser.hash)
     response = redirect(url_for("connections.index"), 303)
     cookies.sign_in(response, end_user_id=end_user_id, link_id=None)
-    return _remembering(browser, response)
+    return remembering(browser, response)
 
 
 @blueprint.get("/oauth/<app_key>/callback")
@@ -180,14 +174,6 @@ def _offer(opened: OpenedLink, token: str) -> str:
     )
 
 
-def _remembering(browser: Browser | None, response: BaseResponse) -> BaseResponse:
-    """Let the browser keep its secret, if it came without one."""
-    if this_browser() is None:
-        secret = browser.secret if browser else cookies.new_browser_secret()
-        cookies.write(response, cookies.BROWSER, secret, cookies.BROWSER_LIFE)
-    return response
-
-
 def _onward(onward: Onward) -> BaseResponse:
     return redirect(onward.address or url_for("connect.flow", ref=onward.flow_ref), 303)
 
@@ -209,4 +195,8 @@ def _sign_in(response: BaseResponse, page: FlowPage, *, life: timedelta) -> None
 
 
 def _shows(signed_in: SignedIn, page: FlowPage) -> bool:
-    return signed_in.link_id in (None, page.session_link_id)
+    if signed_in.link_id in (None, page.session_link_id) or page.connection is None:
+        return True
+    # Connected again from their own page: what they saw there is to stay.
+    seen = services().connections.of_person(page.end_user_id, link_id=signed_in.link_id)
+    return any(connection.ref == page.connection.ref for connection in seen)

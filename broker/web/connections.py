@@ -13,9 +13,12 @@ from broker.audit import Actor
 from broker.connections import ConnectionUnknown, ConnectionView
 from broker.errors import Refused
 from broker.history import Happening
+from broker.journal import Browser
 from broker.status import Status
 from broker.text import translatable
 from broker.web import cookies, services
+from broker.web.cookies import remembering, this_browser
+from broker.web.security import allow_leaving
 
 NEEDS_A_PERSON = (Status.REVOKED, Status.ERROR, Status.INTERRUPTED)
 MANY = 10
@@ -61,6 +64,7 @@ class Shown:
 @blueprint.get("/connections")
 def index() -> str:
     """List what the signed-in person has connected."""
+    allow_leaving()
     connections = _own_connections()
     attention = [item for item in connections if item.status in NEEDS_A_PERSON]
     shown = _shown(connections, request.args.get("q", ""), request.args.get("page", 1, type=int))
@@ -72,6 +76,7 @@ def index() -> str:
 @blueprint.get("/connections/<ref>")
 def details(ref: str) -> str:
     """Show one of them."""
+    allow_leaving()
     connection = _own_connection(ref)
     checked_at = connection.health.checked_at
     stage = checked_at.isoformat() if checked_at else "never"
@@ -101,6 +106,14 @@ def check(ref: str) -> Response:
     checked_at = connection.health.checked_at
     since = checked_at.isoformat() if checked_at else "never"
     return redirect(url_for("connections.details", ref=ref, since=since), 303)
+
+
+@blueprint.post("/connections/<ref>/reconnect")
+def reconnect(ref: str) -> Response:
+    """Lead the person to the provider to connect this account again."""
+    connection = _own_connection(ref)
+    browser = this_browser() or Browser(cookies.new_browser_secret())
+    return remembering(browser, redirect(services().reconnects.begin(connection, browser), 303))
 
 
 @blueprint.get("/connections/<ref>/disconnect")

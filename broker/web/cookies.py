@@ -13,6 +13,7 @@ from datetime import timedelta
 from flask import request
 from werkzeug.wrappers import Response
 
+from broker.journal import Browser
 from broker.secret import Secret, random_token
 from broker.settings import Settings
 from broker.web import services
@@ -98,3 +99,17 @@ def sign_in(response: Response, *, end_user_id: int, link_id: int | None, life: 
     sessions = services().sessions
     sessions.end(read(SESSION))
     write(response, SESSION, sessions.open_end_user(None, end_user_id, link_id, life=life), life)
+
+
+def this_browser() -> Browser | None:
+    """Return the browser in front of us, None when it carries no secret of ours."""
+    secret = read(BROWSER)
+    return Browser(Secret(secret)) if secret else None
+
+
+def remembering(browser: Browser | None, response: Response) -> Response:
+    """Let the browser keep its secret, if it came without one."""
+    if this_browser() is None:
+        secret = browser.secret if browser else new_browser_secret()
+        write(response, BROWSER, secret, BROWSER_LIFE)
+    return response

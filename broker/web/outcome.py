@@ -116,6 +116,13 @@ def _held(page: FlowPage, host: str) -> Outcome:
     if page.hold is Hold.CHOICE:
         text = _("You can reach several %(provider)s accounts. Choose one of them.", provider=provider)
         return Outcome(_("One more step"), text, icon="info")
+    if page.hold is Hold.OTHER_ACCOUNT:
+        text = _(
+            "Nothing was changed yet. %(account)s stays as it is; you can connect the other account beside it, or try "
+            "again with the right one.",
+            account=page.renews.account.name if page.renews and page.renews.account else provider,
+        )
+        return Outcome(_("You came back with another %(provider)s account", provider=provider), text, "warn", "alert")
     if page.hold is Hold.INSTALLATION:
         text = _(
             "Choose there where %(host)s may have access. Then %(provider)s brings you back here.",

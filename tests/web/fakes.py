@@ -202,6 +202,7 @@ class FakeFlowPages:
         page = FlowPage(
             ref=FLOW,
             app=self.app,
+            renews=None,
             state=FlowState.DONE,
             hold=None,
             failure=None,
