@@ -352,7 +352,7 @@ class Doctor:
         count = len(app.config.webhook_secrets)
         said = "The webhook secret is set" if count == 1 else f"{count} webhook secrets are set"
         last = self._provider_events.last_received(app.key)
-        when = f"the last event arrived on {last:%d %b at %H:%M} UTC" if last else "no event has arrived in a month"
+        when = f"the last event arrived on {last:%d %b at %H:%M} UTC" if last else "no event has arrived yet"
         yield Check("webhook", State.PASS, f"{said}; {when}.", app=app.key)
 
     def _about_grants(self, app: OfferedApp) -> Iterator[Check]:

@@ -183,7 +183,7 @@ class ProviderEvents:
     # --- looking and clearing up -----------------------------------------------------------------------
 
     def last_received(self, app_key: str) -> datetime | None:
-        """Return when an app's last webhook arrived; None when none did in the last month."""
+        """Return when an app's last webhook arrived; None when none did."""
         query = sa.select(_events.c.received_at).where(_events.c.app_key == app_key)
         with self._database.read() as connection:
             return connection.execute(query.order_by(_events.c.received_at.desc()).limit(1)).scalar_one_or_none()
