@@ -27,7 +27,7 @@ TABLES = {"NOTES", "SEALED_SENTENCES", "STEP_NAMES", "STEP_SENTENCES", "TROUBLES
 OF_PROVIDERS = {"reads", "never", "caveat"}
 """Arguments of `Provider` that do."""
 NOT_FOR_PEOPLE = {
-    *("apikeys.py", "circuits.py", "doctor.py", "matching.py", "notifications.py", "operators.py"),
+    *("apikeys.py", "circuits.py", "doctor.py", "idempotency.py", "matching.py", "notifications.py", "operators.py"),
     *("reconciliation.py", "webhook_endpoints.py"),
 }
 """Modules whose errors only operators, hosts and command lines see."""
@@ -103,10 +103,18 @@ def _called(path: Path, method: str) -> Iterator[tuple[str, str | tuple[str, ...
 
 def _declared(path: Path) -> Iterator[tuple[str, str]]:
     place = str(path.relative_to(ROOT))
-    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    # What programs are told stays English.
+    tree.body = [part for part in tree.body if not _is_for_machines(part)]
+    for node in ast.walk(tree):
         for text in _texts_of(node):
             if text:
                 yield place, text
+
+
+def _is_for_machines(part: ast.stmt) -> bool:
+    targets = part.targets if isinstance(part, ast.Assign) else []
+    return any(isinstance(target, ast.Name) and target.id == "MACHINE_SENTENCES" for target in targets)
 
 
 def _texts_of(node: ast.AST) -> Iterator[str]:

@@ -178,7 +178,7 @@ def link_needs_attention(scene: Scene) -> None:
     link = scene.link()
     _fail_a_check(scene, link)
     scene.go(link)
-    expect(scene.page.locator(".card").first).to_contain_text("did not pass")
+    expect(scene.page.locator(".card").first).to_contain_text("Reconnect it to go on.")
 
 
 @state("Verbinden Sie Ihre Konten", primary="Stripe verbinden")
@@ -447,7 +447,7 @@ def _fail_a_check(scene: Scene, link: str) -> None:
     scene.page.get_by_role("link", name="See your accounts").click()
     scene.page.get_by_role("link", name=re.compile("^New Account")).click()
     scene.press("Check now")
-    expect(scene.page.get_by_role("alert")).to_contain_text("did not pass")
+    expect(scene.page.get_by_role("alert")).to_contain_text("Reconnect it to go on.")
 
 
 @state("Your connected accounts")

@@ -130,7 +130,7 @@ def test_errors_speak_to_people_in_their_language_and_to_machines_in_english(cli
 
     assert language_of(page) == "de"
     assert "Seite nicht gefunden" in page
-    assert answer["title"] == "Page not found"
+    assert answer["title"] == "There is nothing at this address"
 
 
 def test_a_persons_page_is_german_throughout(client: FlaskClient, fake: FakeServices) -> None:
