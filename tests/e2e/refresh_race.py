@@ -101,23 +101,31 @@ def race(world: World, *, connections: int, seconds: float, kills: bool, seed: i
     world.control("reset")
     world.control("consent", auto="allow")
     world.control("tokens", lifetime=LIFETIME, revoke_family=True)
-    _restart_workers(world, token_life=LIFETIME)
-    with ThreadPoolExecutor(CONNECTING_AT_ONCE) as pool:
-        list(pool.map(lambda number: _connect(world, f"racer-{seed}-{number}"), range(connections)))
+    restart_workers(world, token_life=LIFETIME)
+    connect_all(world, connections, f"racer-{seed}")
     pauses, killed = _cause_trouble(world, random.Random(seed), seconds, kills=kills)
     world.control("tokens", lifetime=CALM_LIFETIME)
-    _restart_workers(world, token_life=CALM_LIFETIME)
-    calm_from = datetime.now(UTC)
-    eventually(lambda: _is_at_rest(world, calm_from), within=REST_SECONDS)
+    calm_from = restart_workers(world, token_life=CALM_LIFETIME)
+    eventually(lambda: is_at_rest(world, calm_from), within=REST_SECONDS)
     return _count(world, connections, pauses, killed, calm_from)
 
 
-def _restart_workers(world: World, *, token_life: float) -> None:
-    """Stop them as an update would, and start them with another idea of how long tokens live: Stripe does not say."""
+def connect_all(world: World, count: int, name: str) -> None:
+    """Connect so many people with the provider whose tokens are refreshed here."""
+    with ThreadPoolExecutor(CONNECTING_AT_ONCE) as pool:
+        list(pool.map(lambda number: _connect(world, f"{name}-{number}"), range(count)))
+
+
+def restart_workers(world: World, *, token_life: float) -> datetime:
+    """Stop them as an update would, and start them with another idea of how long tokens live: Stripe does not say.
+
+    Returns when the last one had started.
+    """
     world.environment["STRIPE_APP_ACCESS_SECONDS"] = f"{token_life:.0f}"
     for number in range(WORKERS):
         world.stop(_name(number))
         world.start_worker(_name(number), threads=THREADS)
+    return datetime.now(UTC)
 
 
 def _connect(world: World, end_user: str) -> None:
@@ -154,7 +162,7 @@ def _let_leases_run_out(world: World) -> None:
         )
 
 
-def _is_at_rest(world: World, calm_from: datetime) -> bool:
+def is_at_rest(world: World, calm_from: datetime) -> bool:
     """Tell whether every connection has a token from after the trouble, or says why not."""
     ended = sa.or_(_connections.c.interrupted_at.is_not(None), _connections.c.revoked_at.is_not(None))
     fresh = _connections.c.grant_expires_at > calm_from + timedelta(minutes=30)
