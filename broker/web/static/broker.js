@@ -27,19 +27,13 @@
     }
   });
 
-  // What people may have to quote gets a button that copies it.
-  for (const code of navigator.clipboard ? document.querySelectorAll("code[data-copy]") : []) {
-    const button = document.createElement("button");
-    const say = (word) => { button.textContent = word; button.setAttribute("aria-label", `${word}: ${code.dataset.name}`); };
-    button.type = "button";
-    button.className = "copy";
-    button.setAttribute("aria-live", "polite");
-    say(code.dataset.copy);
+  // What people may have to quote can be copied.
+  for (const button of navigator.clipboard ? document.querySelectorAll("[data-copy]") : []) {
+    button.classList.add("ready");
     button.addEventListener("click", async () => {
-      await navigator.clipboard.writeText(code.textContent);
-      say(code.dataset.copied);
+      await navigator.clipboard.writeText(button.dataset.copy);
+      button.setAttribute("aria-label", button.textContent = button.dataset.copied);
     });
-    code.after(" ", button);
   }
 
   // In a window that another page opened, there is a way to close it; where that is refused, the page stays as it is.
