@@ -20,6 +20,7 @@ TOKEN = "/stripe/v1/oauth/token"
 
 _connections = table(ConnectedAccount)
 _jobs = table(Job)
+_jobs = table(Job)
 
 
 @pytest.fixture(scope="module", params=DATABASES)
@@ -60,9 +61,6 @@ def test_a_changed_client_secret_stops_at_a_few_calls_flips_nobody_and_heals_by_
 
 def waiting_for_the_circuit(world: World) -> int:
     """Return how many refreshes wait because the provider does not accept this registration."""
+    held = sa.and_(_jobs.c.kind == "refresh", _jobs.c.state == JobState.WAITING, _jobs.c.error == ClientRefused.code)
     with world.database() as connection:
-        return connection.execute(
-            sa.text(
-                "SELECT count(*) FROM jobs WHERE kind = 'refresh' AND state = 'waiting' AND error = 'client_refused'"
-            )
-        ).scalar_one()
+        return int(connection.execute(sa.select(sa.func.count()).select_from(_jobs).where(held)).scalar_one())
