@@ -8,7 +8,8 @@ import pytest
 import sqlalchemy as sa
 
 from broker.db import table
-from broker.models import ConnectedAccount, Job
+from broker.errors import ClientRefused
+from broker.models import ConnectedAccount, Job, JobState
 from tests.conftest import DATABASES
 from tests.databases import Databases
 from tests.e2e.refresh_race import CALM_LIFETIME, LIFETIME, connect_all, is_at_rest, racing_world, restart_workers
