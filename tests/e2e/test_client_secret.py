@@ -21,7 +21,6 @@ TOKEN = "/stripe/v1/oauth/token"
 
 _connections = table(ConnectedAccount)
 _jobs = table(Job)
-_jobs = table(Job)
 
 
 @pytest.fixture(scope="module", params=DATABASES)
