@@ -16,6 +16,7 @@ from flask_migrate import Migrate
 
 from broker import __version__, logs
 from broker.apikeys import ApiKeys
+from broker.approvals import Approvals, approved
 from broker.apps import AppCatalogue
 from broker.circuits import SEQUIN, Circuits, app_circuit
 from broker.cli import BrokerCommands
@@ -152,7 +153,7 @@ def build_services(
     sessions = Sessions(database, clock)
     idempotent_calls = IdempotentCalls(database, clock, vault)
     lifetime = timedelta(minutes=settings.flow_minutes)
-    provider_events = ProviderEvents(database=database, clock=clock, apps=apps, jobs=jobs)
+    provider_events = ProviderEvents(database=database, clock=clock, apps=apps, jobs=jobs, approve=approved)
     journal = FlowJournal(database=database, clock=clock, apps=apps, vault=vault, jobs=jobs, lifetime=lifetime)
     links = Links(database, clock, apps, settings)
     flows = Flows(
@@ -196,6 +197,7 @@ def build_services(
         ),
         provider_events=provider_events,
         probes=Probes(database=database, clock=clock, apps=apps, vault=vault, http=http, circuits=circuits, jobs=jobs),
+        approvals=Approvals(database=database, clock=clock, apps=apps, http=http, circuits=circuits, jobs=jobs),
         disconnections=disconnections,
         discards=Discards(
             database=database, clock=clock, apps=apps, journal=journal, http=http, jobs=jobs, circuits=circuits

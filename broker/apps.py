@@ -38,6 +38,19 @@ class OfferedApp:
         return self.provider.refreshes(self.config)
 
     @property
+    def kind(self) -> str:
+        """Sequin's kind of the credentials imported."""
+        return self.provider.kind_of(self.config) if self.provider.kind_of else self.provider.kind
+
+    def missing(self, granted: Iterable[str]) -> tuple[str, ...]:
+        """Return the scopes asked for that were not granted."""
+        held = tuple(granted)
+        if self.provider.missing is not None:
+            return self.provider.missing(self.config, held)
+        # What is really sent: some providers ignore scopes, and their files leave them out.
+        return tuple(scope for scope in self.provider.profile(self.config).scopes if scope not in held)
+
+    @property
     def scopes(self) -> tuple[str, ...]:
         """The scopes asked for."""
         return self.config.scopes or self.provider.default_scopes

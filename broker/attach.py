@@ -85,12 +85,11 @@ def attach(connection: Connection, what: Attachment, *, vault: Vault, jobs: Jobs
     ).one_or_none()  # fmt: skip
     if flow is None:
         return None
-    if _claim(connection, what.app.key, what.account, flow.end_user_id) != flow.end_user_id:
-        raise AccountTaken
-    _require_settled(connection, what)
+    claim_account(connection, what.app.key, what.account, flow.end_user_id)
+    require_settled(connection, what.app.key, what.account, what.proven_from)
     connection_id, ref = _save(connection, what, flow, vault=vault, jobs=jobs, now=now)
     connection.execute(sa.update(_flows).where(_flows.c.id == what.flow_id).values(connection_id=connection_id))
-    _spend(connection, flow.link_id, what.app.key, connection_id, now)
+    spend_link(connection, flow.link_id, what.app.key, connection_id, now)
     note(connection, what.flow_id, "attached", at=now, detail=ref)
     audit.record(
         connection, at=now, actor_kind="end_user", actor=what.flow_ref, action="connection.connected",
@@ -99,6 +98,12 @@ def attach(connection: Connection, what: Attachment, *, vault: Vault, jobs: Jobs
     events.changed(connection, connection_id, at=now, what=EventType.CONNECTED)
     jobs.cancel(connection, "finish", what.flow_id)
     return ref
+
+
+def claim_account(connection: Connection, app_key: str, account: Account, end_user_id: int) -> None:
+    """Take the account for this end user. Raises AccountTaken when somebody else has it."""
+    if _claim(connection, app_key, account, end_user_id) != end_user_id:
+        raise AccountTaken
 
 
 def _claim(connection: Connection, app_key: str, account: Account, end_user_id: int) -> int:
@@ -126,7 +131,7 @@ def outwait(connection: Connection, app_key: str, account: Account, end_user_id:
     connection.rollback()
 
 
-def _require_settled(connection: Connection, what: Attachment) -> None:
+def require_settled(connection: Connection, app_key: str, account: Account, proven_from: datetime) -> None:
     """Raise AccountEnding when access to this account is being ended at the provider, or was while it was proven.
 
     Ending it there ends it for every grant of the account, so the one in hand may be dead by now. The rows stay
@@ -136,37 +141,37 @@ def _require_settled(connection: Connection, what: Attachment) -> None:
     rows = connection.execute(
         sa.select(_jobs.c.state, _jobs.c.updated_at)
         # Apart, so that each way is found through its own index.
-        .where(_jobs.c.id.in_(_ends_connection(what).union_all(_ends_flow(what))))
+        .where(_jobs.c.id.in_(_ends_connection(app_key, account).union_all(_ends_flow(app_key, account))))
         .with_for_update()
     ).all()
-    if any(row.state == JobState.RUNNING or row.updated_at > what.proven_from for row in rows):
+    if any(row.state == JobState.RUNNING or row.updated_at > proven_from for row in rows):
         raise AccountEnding
 
 
-def _ends_connection(what: Attachment) -> sa.Select[int]:
+def _ends_connection(app_key: str, account: Account) -> sa.Select[int]:
     """Return the jobs that end access to this account after a disconnect."""
     return (
         sa.select(_jobs.c.id)
         .join(_connections, _connections.c.id == _jobs.c.subject_id)
         .where(
             _jobs.c.kind == "revoke",
-            _connections.c.app_key == what.app.key,
-            _connections.c.account_id == what.account.id,
-            _connections.c.mode == what.account.mode,
+            _connections.c.app_key == app_key,
+            _connections.c.account_id == account.id,
+            _connections.c.mode == account.mode,
         )
     )
 
 
-def _ends_flow(what: Attachment) -> sa.Select[int]:
+def _ends_flow(app_key: str, account: Account) -> sa.Select[int]:
     """Return the jobs that end access to this account after a flow that made no connection."""
     return (
         sa.select(_jobs.c.id)
         .join(_flows, _flows.c.id == _jobs.c.subject_id)
         .where(
             _jobs.c.kind == "discard",
-            _flows.c.app_key == what.app.key,
-            _flows.c.account_id == what.account.id,
-            _flows.c.account_mode == what.account.mode,
+            _flows.c.app_key == app_key,
+            _flows.c.account_id == account.id,
+            _flows.c.account_mode == account.mode,
         )
     )
 
@@ -191,7 +196,7 @@ def _save(
     metadata = connection.execute(sa.select(_links.c.host_metadata).where(_links.c.id == flow.link_id)).scalar_one()
     values = {
         "provider": what.app.provider.name,
-        "kind": what.app.provider.kind,
+        "kind": what.app.kind,
         "account_name": account.name,
         "account_type": account.type,
         "account_facts": dict(account.facts),
@@ -200,28 +205,8 @@ def _save(
         "grant_sealed": vault.seal(what.grant.to_json(), grant_binding(ref, version)),
         "grant_expires_at": what.grant.expires_at,
         "refresh_expires_at": what.grant.refresh_expires_at,
-        "refreshing_since": None,
-        "interrupted_at": None,
         "token_version": version,
-        "import_state": ImportState.PENDING,
-        "import_error": None,
-        "import_error_detail": None,
-        "imported_at": None,
-        "verified_at": None,
-        "health": None,
-        "health_note": None,
-        "checked_at": None,
-        "failing_since": None,
-        "trouble": None,
-        "probed_at": None,
-        "revoked_at": None,
-        "disconnected_at": None,
-        "revocation": None,
-        "removal": None,
-        "drift": None,
-        "drifted_at": None,
-        "connected_at": now,
-        "updated_at": now,
+        **afresh(now),
     }
     if existing:
         # Job before connection, as the worker takes them: the other order could deadlock.
@@ -247,6 +232,18 @@ def _save(
     return created, ref
 
 
+def afresh(now: datetime) -> dict[str, object]:
+    """Return what every connection starts with, and starts with again when it is renewed."""
+    nothing = (
+        "refreshing_since", "interrupted_at", "import_error", "import_error_detail", "imported_at", "verified_at",
+        "health", "health_note", "checked_at", "failing_since", "trouble", "probed_at", "revoked_at",
+        "disconnected_at", "revocation", "removal", "drift", "drifted_at",
+    )  # fmt: skip
+    return {
+        **dict.fromkeys(nothing), "import_state": ImportState.PENDING, "connected_at": now, "updated_at": now,
+    }  # fmt: skip
+
+
 def _refresh_in_time(
     connection: Connection, connection_id: int, what: Attachment, *, jobs: Jobs, now: datetime
 ) -> None:
@@ -266,12 +263,18 @@ def _revive(connection: Connection, flow: Row[Any], ended: Row[*tuple[Any, ...]]
     picked = flow.selector is not None or flow.chosen_account_id is not None
     if flow.grant_received_at is not None and flow.grant_received_at < ended.disconnected_at and not picked:
         raise AccountDisconnected
-    jobs.cancel(connection, "revoke", ended.id)
+    return take_back_ending(connection, ended.id, jobs)
+
+
+def take_back_ending(connection: Connection, connection_id: int, jobs: Jobs) -> timedelta:
+    """Take back what a disconnect still has to do and return how long the next import has to wait for it."""
+    jobs.cancel(connection, "revoke", connection_id)
     # A deletion under way may still reach Sequin: an import before it would be deleted again.
-    return jobs.take_back(connection, "remove", ended.id) or timedelta(0)
+    return jobs.take_back(connection, "remove", connection_id) or timedelta(0)
 
 
-def _spend(connection: Connection, link_id: int, app_key: str, connection_id: int, now: datetime) -> None:
+def spend_link(connection: Connection, link_id: int, app_key: str, connection_id: int, now: datetime) -> None:
+    """Spend a link for an OAuth app. Raises LinkSpent when it was spent before."""
     insert = sqlite.insert if connection.dialect.name == "sqlite" else postgresql.insert
     spent = connection.execute(
         insert(_uses)

@@ -22,7 +22,7 @@ from broker.errors import AppUnknown, BrokerError, Refused, by_code
 from broker.jobs import Jobs
 from broker.models import CleanUp, ConnectedAccount, EndUser, ImportState, Job, LinkUse
 from broker.references import ALPHABET
-from broker.status import NOTES, TROUBLES, Status, status_expression, status_of
+from broker.status import NOT_APPROVED, NOTES, TROUBLES, Status, status_expression, status_of
 from broker.steps import Step, steps_of
 from broker.text import storable, translatable
 
@@ -223,6 +223,10 @@ class ConnectionView:
     failing_since: datetime | None = None
     # When the refresh token ends by itself; None where it does not or nobody said.
     refresh_expires_at: datetime | None = None
+    # The names of the accounts whose owners were asked; empty unless an approval is awaited and they are known.
+    asked: str = ""
+    # The scopes asked for that were not granted.
+    missing_scopes: tuple[str, ...] = ()
     # What a disconnect does besides; None while the connection lives.
     ending: Ending | None = None
     # The provider's own page about this connection; None where it has none.
@@ -241,6 +245,8 @@ class ConnectionView:
         told = self.ending.note if self.ending is not None else ""
         if self.status is Status.ERROR and self.trouble is not None and self.trouble in TROUBLES:
             told = TROUBLES[self.trouble].person
+        if self.status is Status.DISCONNECTED and self.account is None:
+            told = NOT_APPROVED
         return told or NOTES[self.status]
 
     @property
@@ -259,6 +265,8 @@ class ConnectionView:
     def can_retry(self) -> bool:
         """Whether asking for the import again would do something."""
         ended = self.disconnected_at or self.revoked_at or self.interrupted_at
+        if self.account is None:
+            return False
         wanted = self.hand_off.state is not ImportState.IMPORTED or self.hand_off.drift is not None
         return ended is None and wanted and self.can_import
 
@@ -269,6 +277,7 @@ _OPERATOR_NOTES: Mapping[Status, str] = MappingProxyType(
         Status.INTERRUPTED: "A refresh was cut off after the old token was spent. The person has to connect again.",
         Status.ERROR: "The last check did not pass. The person has to connect again.",
         Status.IMPORT_FAILED: "Sequin has not taken it yet. Retry the import.",
+        Status.AWAITING_APPROVAL: "The provider is asked again by itself until an owner approves, for 30 days.",
         Status.PENDING: "Waiting for its turn to be imported into Sequin.",
         Status.UNKNOWN: "Imported into Sequin; no check has passed in the last 24 hours.",
         Status.OK: "Imported into Sequin, and the last check passed.",
@@ -358,7 +367,9 @@ class Connections:
                 raise ConnectionEnded
             if row.import_state == ImportState.IMPORTED:
                 self._jobs.enqueue(connection, "verify", row.id)
-            if row.app_key in self._apps and self._apps.get(row.app_key).provider.probe is not None:
+            if row.account_id is None:
+                self._jobs.enqueue(connection, "approval", row.id)
+            elif row.app_key in self._apps and self._apps.get(row.app_key).provider.probe is not None:
                 self._jobs.enqueue(connection, "probe", row.id)
         self._jobs.wakeup.set()
 
@@ -372,6 +383,10 @@ class Connections:
             row = _standing(connection, ref)
             if row.disconnected_at or row.revoked_at or row.interrupted_at:
                 raise ConnectionEnded
+            if row.account_id is None:
+                # There is nothing to import yet, but something to ask for.
+                self._jobs.enqueue(connection, "approval", row.id)
+                return
             if row.import_state == ImportState.IMPORTED and row.drift is None:
                 return
             if not self._can_import(row):
@@ -410,7 +425,9 @@ class Connections:
         return self._view(row) if row is not None else _unknown()
 
     def _view(self, row: _Row) -> ConnectionView:
-        account = AccountView(row.account_id, row.account_name, row.account_type, row.mode)
+        account = None
+        if row.account_id is not None:
+            account = AccountView(row.account_id, row.account_name, row.account_type, row.mode)
         return ConnectionView(
             id=row.id,
             ref=row.ref,
@@ -437,6 +454,8 @@ class Connections:
             trouble=row.trouble,
             failing_since=row.failing_since,
             refresh_expires_at=row.refresh_expires_at if row.holds_grant else None,
+            asked=row.account_name if account is None else "",
+            missing_scopes=self._missing_scopes(row),
             manage_url=self._manage_url(row),
             steps=steps_of(row, failing_since=row.import_failing_since, awaits_approval=row.account_id is None),
         )
@@ -453,8 +472,13 @@ class Connections:
             return True
         return not self._apps.get(row.app_key).provider.import_needs_grant
 
+    def _missing_scopes(self, row: _Row) -> tuple[str, ...]:
+        if row.app_key not in self._apps or row.account_id is None:
+            return ()
+        return self._apps.get(row.app_key).missing(row.scopes)
+
     def _manage_url(self, row: _Row) -> str | None:
-        if row.app_key not in self._apps:
+        if row.app_key not in self._apps or row.account_id is None:
             return None
         app = self._apps.get(row.app_key)
         return app.provider.manage_url(app.config, account_of(row)) if app.provider.manage_url else None
@@ -641,6 +665,7 @@ def _standing(connection: Connection, ref: str) -> _Row:
             sa.select(
                 ConnectedAccount.id,
                 ConnectedAccount.grant_sealed.is_not(None).label("holds_grant"),
+                ConnectedAccount.account_id,
                 ConnectedAccount.import_state,
                 ConnectedAccount.disconnected_at,
                 ConnectedAccount.app_key,

@@ -89,7 +89,7 @@ class Deliveries:
     def run(self, job: LeasedJob) -> Outcome:
         """Import the connection a job speaks of, record the outcome with the job, and return it."""
         row = connected_row(self._database, job.subject_id)
-        if row is None or (row.disconnected_at or row.revoked_at) is not None:
+        if row is None or row.account_id is None or (row.disconnected_at or row.revoked_at) is not None:
             return self._record(job, row, Done(), None, None)
         try:
             sending = self._prepare(row)

@@ -116,6 +116,7 @@ class Demo:
             "PORT": str(self._port),
             "STRIPE_WHY": "So that Acme Analytics can show your revenue next to your traffic.",
             "STRIPE_APP_WHY": "The same through a Stripe App, whose tokens the broker refreshes every hour.",
+            "GITHUB_OAUTH_WHY": "So that Acme Analytics can greet you and list your organisations.",
             "GITHUB_WHY": "So that Acme Analytics can show what your team ships.",
         }
         _write_private(self.env_file, dotenv(ours | sandbox))

@@ -96,7 +96,9 @@ class Disconnections:
         """Return what disconnecting would do. Raises ConnectionUnknown."""
         with self._database.read() as connection:
             row = _row(connection, ref)
-            is_shared = _others_use_account(connection, row)
+            is_shared = row.account_id is not None and _others_use_account(connection, row)
+        if row.account_id is None:
+            return Effect(is_shared=False, ends_access=False, stays="your request to the owners")
         app = self._app(row)
         provider = app.provider if app else None
         ends = provider is not None and provider.revoke is not None and not is_shared
@@ -105,19 +107,26 @@ class Disconnections:
 
     def request(self, ref: str, *, actor: Actor) -> None:
         """End a connection; repeating it changes nothing. Raises ConnectionUnknown."""
+        # Somebody else ended it, or an owner approved it, between our look and our change: then the next look tells.
+        while not self._request(ref, actor):
+            continue
+        self._jobs.wakeup.set()
+
+    def _request(self, ref: str, actor: Actor) -> bool:
         with self._database.write() as connection:
             row = _row(connection, ref)
             if row.disconnected_at is not None:
-                return
+                return True
             if not self._end(connection, row, actor):
-                # Somebody else ended it between our look and our change.
                 connection.rollback()
-                return
-        self._jobs.wakeup.set()
+                return False
         log.info("connection.disconnected", connection=ref, by=actor.kind)
+        return True
 
     def _end(self, connection: Connection, row: Row[Any], actor: Actor) -> bool:
         now = self._clock.now()
+        if row.account_id is None:
+            return self._end_waiting(connection, row, actor)
         app = self._app(row)
         # An app that is not configured now may be again: until then its part waits.
         revokes = app is None or app.provider.revoke is not None
@@ -148,6 +157,31 @@ class Disconnections:
         audit.record(
             connection, at=now, actor_kind=actor.kind, actor=actor.name, action="connection.disconnected",
             target=row.ref, detail={"app": row.app_key, "account": row.account_id, "mode": row.mode},
+        )  # fmt: skip
+        if not changed:
+            return False
+        events.changed(connection, row.id, at=now, what=EventType.DISCONNECTED)
+        return True
+
+    def _end_waiting(self, connection: Connection, row: Row[Any], actor: Actor) -> bool:
+        """End what waits for an owner's approval: nothing was given, so that nothing is left to do."""
+        now = self._clock.now()
+        self._jobs.cancel(connection, "approval", row.id)
+        changed = connection.execute(
+            sa.update(_connections)
+            # Approved meanwhile: then it is a connection, and ending that takes more.
+            .where(
+                _connections.c.id == row.id,
+                _connections.c.account_id.is_(None),
+                _connections.c.disconnected_at.is_(None),
+            )
+            .values(
+                disconnected_at=now, updated_at=now, revocation=CleanUp.NOT_NEEDED, removal=CleanUp.NOT_NEEDED,
+            )
+        ).rowcount  # fmt: skip
+        audit.record(
+            connection, at=now, actor_kind=actor.kind, actor=actor.name, action="connection.disconnected",
+            target=row.ref, detail={"app": row.app_key, "requester": row.requester_id},
         )  # fmt: skip
         if not changed:
             return False

@@ -338,7 +338,7 @@ class Doctor:
         else:
             yield Check("client", State.PASS, f"{config.client_id}; the secret is set.", app=app.key)
         if not app.provider.kind_documented:
-            sentence = f"Sequin documents no kind for {app.title}; {app.provider.kind} is an assumption."
+            sentence = f"Sequin documents no kind for {app.title}; {app.kind} is an assumption."
             yield Check("kind", State.WARN, sentence, "Ask Sequin, and set kind and properties as it says.", app.key)
 
     def _about_webhook(self, app: OfferedApp) -> Iterator[Check]:

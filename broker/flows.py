@@ -12,7 +12,8 @@ from typing import Any
 import structlog
 from sqlalchemy.engine import Row
 
-from broker import attach
+from broker import approvals, attach
+from broker.approvals import Asked
 from broker.apps import AppCatalogue, OfferedApp
 from broker.attach import Attachment
 from broker.callback import CallbackAnswer, SetupAnswer
@@ -59,6 +60,11 @@ EXCHANGE_SECONDS = 9.0
 IDENTITY_SECONDS = 8.0
 """Total time for all calls that find out which account it is; with the exchange well under the callback's 20 s."""
 
+REQUESTED = "requested"
+"""A flow's selector once the person has asked an owner, so that there is nothing to pick."""
+ELSEWHERE = "elsewhere"
+"""A flow's selector when the person wants another account than those the grant reaches."""
+
 log = structlog.get_logger(__name__)
 
 
@@ -76,6 +82,16 @@ class Wish:
 
     selector: str | None = None
     account_id: str | None = None
+
+    @property
+    def was_requested(self) -> bool:
+        """Whether an owner was asked, so that nothing can be picked yet."""
+        return self.selector == REQUESTED and self.account_id is None
+
+    @property
+    def is_elsewhere(self) -> bool:
+        """Whether the person goes to the provider's installation page first, whatever the grant reaches."""
+        return self.selector == ELSEWHERE and self.account_id is None
 
 
 class Flows:
@@ -116,18 +132,21 @@ class Flows:
         """
         return self._begin(link_token, app_key, browser)
 
-    def begin_again(self, flow_ref: str, app_key: str, browser: Browser | None) -> str:
-        """Start another flow of the same link, from a flow's page in the same browser. Raises as `begin`."""
+    def begin_again(self, flow_ref: str, app_key: str, browser: Browser | None, *, elsewhere: bool = False) -> str:
+        """Start another flow of the same link, from a flow's page in the same browser. Raises as `begin`.
+
+        With `elsewhere` it leads on to the provider's installation page, to choose an account or ask its owner there.
+        """
         flow = self._journal.own(flow_ref, browser)
         assert browser is not None
-        return self._begin(flow.link_id, app_key, browser)
+        return self._begin(flow.link_id, app_key, browser, selector=ELSEWHERE if elsewhere else None)
 
-    def _begin(self, link: str | int, app_key: str, browser: Browser) -> str:
+    def _begin(self, link: str | int, app_key: str, browser: Browser, *, selector: str | None = None) -> str:
         app = self._apps.get(app_key)
         redirect_uri = self._settings.callback_url(app.key)
         departure = self._oauth.depart(app.provider.profile(app.config), redirect_uri=redirect_uri)
         self._require_provider(link, app, browser)
-        self._journal.leave(link, app, browser, departure)
+        self._journal.leave(link, app, browser, departure, selector=selector)
         return departure.url
 
     def _require_provider(self, link: str | int, app: OfferedApp, browser: Browser) -> None:
@@ -193,7 +212,7 @@ class Flows:
         except (OAuthFailure, NetworkError) as failure:
             self._exchange_failed(step, failure)
             return Onward(step.flow_ref)
-        return self._resolve_now(step, app, received, Wish())
+        return self._resolve_now(step, app, received, Wish(selector=step.selector))
 
     def _redeem(self, step: Step, app: OfferedApp, code: Secret, verifier: Secret | None) -> Received:
         started = self._clock.monotonic()
@@ -237,11 +256,10 @@ class Flows:
         step = self._journal.consume(app, HopKind.INSTALL, answer.state, browser)
         if isinstance(step, Reload):
             return Onward(step.flow_ref)
-        if answer.unverified_installation_id is None:
-            self._journal.hold(step, Hold.APPROVAL)
-            return Onward(step.flow_ref)
-        self._journal.note_selector(step, answer.unverified_installation_id)
-        return self._reopen(step, app, Wish(selector=answer.unverified_installation_id))
+        # Without an installation there is nothing to go on with: the person could only ask an owner.
+        selector = answer.unverified_installation_id or REQUESTED
+        self._journal.note_selector(step, selector)
+        return self._reopen(step, app, Wish(selector=selector))
 
     def choose(self, flow_ref: str, account_id: str, browser: Browser | None) -> None:
         """Go on with the account the person picked. Raises FlowUnknown, FlowEnded, or Refused for one not offered."""
@@ -249,7 +267,7 @@ class Flows:
         if flow.choices is not None and all(account_id != choice["id"] for choice in flow.choices):
             raise Refused("this account was not offered")
         try:
-            step = self._journal.pick(flow, account_id=account_id)
+            step = self._journal.resume(flow, Hold.CHOICE, Hold.OTHER_ACCOUNT, account_id=account_id)
         except FlowEnded:
             # The same choice again, from a second click or because the first one's answer never came.
             if self._journal.own(flow_ref, browser).chosen_account_id == account_id:
@@ -257,13 +275,22 @@ class Flows:
             raise
         self._reopen(step, self._apps.get(flow.app_key), Wish(account_id=account_id))
 
+    def look_again(self, flow_ref: str, browser: Browser | None) -> None:
+        """Look afresh which accounts the person reaches: the provider does not send everybody back who installs.
+
+        Raises FlowUnknown or FlowEnded.
+        """
+        flow = self._journal.own(flow_ref, browser)
+        step = self._journal.resume(flow, Hold.INSTALLATION)
+        self._reopen(step, self._apps.get(flow.app_key), Wish())
+
     def install_again(self, flow_ref: str, browser: Browser | None) -> str:
-        """Return the provider's installation page for a flow that waits for it.
+        """Return the provider's installation page for a flow that waits for it, or for a choice.
 
         Raises FlowUnknown, FlowEnded or TooManyFlows.
         """
         flow = self._journal.own(flow_ref, browser)
-        if flow.state != FlowState.HELD or flow.hold not in (Hold.INSTALLATION, Hold.APPROVAL):
+        if flow.state != FlowState.HELD or flow.hold not in (Hold.INSTALLATION, Hold.CHOICE):
             raise FlowEnded
         address = self._to_installation(Step(flow.id, flow.ref), self._apps.get(flow.app_key), again=True)
         if address is None:
@@ -323,6 +350,12 @@ class Flows:
                 requires_access_token=provider.requires_access_token,
                 access_seconds=provider.profile(app.config).access_seconds,
             )
+            if wish.is_elsewhere and (address := self._to_installation(step, app)) is not None:
+                return Onward(step.flow_ref, address)
+            if wish.was_requested and provider.requester is not None:
+                with self._circuits.watching(app_circuit(app.key)):
+                    requester_id = provider.requester(app.config, grant, call)
+                return self._await(step, app, requester_id)
             with self._circuits.watching(app_circuit(app.key)):
                 accounts = provider.identify(app.config, grant, call)
             account = _pick(accounts, wish) if step.reconnects is None else self._again(step, accounts, wish)
@@ -376,6 +409,16 @@ class Flows:
         if ref is not None:
             self._jobs.wakeup.set()
             log.info("flow.done", flow=what.flow_ref, connection=ref, app=what.app.key)
+
+    def _await(self, step: Step, app: OfferedApp, requester_id: str) -> Onward:
+        """Let a connection wait for the owner whom the person asked."""
+        asked = Asked(step.flow_id, step.flow_ref, app, requester_id)
+        with self._database.write() as connection:
+            ref = approvals.await_approval(connection, asked, jobs=self._jobs, now=self._clock.now())
+        if ref is not None:
+            self._jobs.wakeup.set()
+            log.info("flow.asked", flow=step.flow_ref, connection=ref, app=app.key)
+        return Onward(step.flow_ref)
 
 
 def _refusal(error: str) -> FlowFailure:

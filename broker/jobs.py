@@ -37,7 +37,7 @@ WAITED_FOR = ("finish", "import")
 COVERED_SECONDS = 20.0
 """A lease with this much left covers any one call (15 s) and recording how it went."""
 NEVER_GIVEN_UP = frozenset(
-    {"revoke", "remove", "discard", "verify", "reconcile", "purge", "refresh", "probe", "notify"}
+    {"revoke", "remove", "discard", "verify", "reconcile", "purge", "refresh", "probe", "notify", "approval"}
 )
 """Kinds of work that somebody was promised, or that comes round for ever: however long they fail, they go on."""
 

@@ -89,6 +89,8 @@ class Step:
     confirm: bool = False
     # The key of the connection that is to be connected again; None for a flow of a plain link.
     reconnects: int | None = None
+    # What the person had picked before they left; None when nothing.
+    selector: str | None = None
 
 
 @dataclass(frozen=True)
@@ -121,10 +123,13 @@ class FlowJournal:
 
     # --- leaving ---------------------------------------------------------------------------------------
 
-    def leave(self, link: str | int, app: OfferedApp, browser: Browser, departure: Departure) -> str:
+    def leave(
+        self, link: str | int, app: OfferedApp, browser: Browser, departure: Departure, *, selector: str | None = None
+    ) -> str:
         """Record that the person leaves for the provider and return the flow's reference.
 
-        `link` is a link's token or, for a flow that follows another, the link's key. The first flow binds the
+        `link` is a link's token or, for a flow that follows another, the link's key; `selector` is what the person
+        has picked already. The first flow binds the
         link to this browser. Raises LinkUnknown, LinkRevoked, LinkExpired, LinkUsed, OtherBrowser, AppUnknown
         or TooManyFlows, having changed nothing.
         """
@@ -146,8 +151,8 @@ class FlowJournal:
                 sa.insert(_flows)
                 .values(
                     ref=ref, link_id=found.id, end_user_id=found.end_user_id, app_key=app.key,
-                    browser_hash=browser.hash, state=FlowState.LEFT, created_at=now, updated_at=now, expires_at=expires,
-                    reconnects_id=found.reconnects_id, confirm=found.confirm,
+                    browser_hash=browser.hash, state=FlowState.LEFT, selector=selector, created_at=now, updated_at=now,
+                    expires_at=expires, reconnects_id=found.reconnects_id, confirm=found.confirm,
                 )
                 .returning(_flows.c.id)
             ).scalar_one()  # fmt: skip
@@ -240,13 +245,13 @@ class FlowJournal:
                     sa.update(_flows)
                     .where(_flows.c.id == hop.flow_id)
                     .values(state=FlowState.REDEEMING, hold=None, updated_at=now)
-                    .returning(_flows.c.ref, _flows.c.confirm, _flows.c.reconnects_id)
+                    .returning(_flows.c.ref, _flows.c.confirm, _flows.c.reconnects_id, _flows.c.selector)
                 ).one()
                 note(connection, hop.flow_id, "returned", at=now, detail=kind.value)
                 if kind is HopKind.INSTALL:
                     # The grant is there already: the worker can finish even if this process ends right now.
                     self._jobs.enqueue(connection, "finish", hop.flow_id, after=FINISH_AFTER)
-                return Step(hop.flow_id, flow.ref, hop.verifier_sealed, flow.confirm, flow.reconnects_id)
+                return Step(hop.flow_id, flow.ref, hop.verifier_sealed, flow.confirm, flow.reconnects_id, flow.selector)
         return self._second_visit(app, kind, state, browser_hash)
 
     def _second_visit(self, app: OfferedApp, kind: HopKind, state: Secret, browser_hash: str) -> Reload:
@@ -442,8 +447,11 @@ class FlowJournal:
         if connection.execute(count).scalar_one() >= MOST_HOPS:
             raise TooManyFlows
 
-    def pick(self, flow: Row[Any], *, account_id: str) -> Step:
-        """Take up a flow that waited for a choice. Raises FlowEnded when it no longer does."""
+    def resume(self, flow: Row[Any], *waited_for: Hold, account_id: str | None = None) -> Step:
+        """Take up a flow that waited for the person, with the account they picked if that was it.
+
+        Raises FlowEnded when it no longer waits for that.
+        """
         now = self._clock.now()
         with self._database.write() as connection:
             changed = connection.execute(
@@ -451,18 +459,20 @@ class FlowJournal:
                 .where(
                     _flows.c.id == flow.id,
                     _flows.c.state == FlowState.HELD,
-                    _flows.c.hold.in_([Hold.CHOICE, Hold.OTHER_ACCOUNT]),
+                    _flows.c.hold.in_(waited_for),
                     _flows.c.expires_at > now,
                 )
-                .values(state=FlowState.REDEEMING, hold=None, chosen_account_id=account_id, updated_at=now)
+                .values(
+                    state=FlowState.REDEEMING, hold=None, chosen_account_id=account_id, selector=None, updated_at=now
+                )
             ).rowcount
             if not changed:
                 raise FlowEnded
-            note(connection, flow.id, "picked", at=now, detail=account_id)
+            note(connection, flow.id, "picked" if account_id else "looked_again", at=now, detail=account_id)
             self._jobs.enqueue(connection, "finish", flow.id, after=FINISH_AFTER)
         return Step(flow.id, flow.ref, reconnects=flow.reconnects_id)
 
-    def note_selector(self, step: Step, selector: str) -> None:
+    def note_selector(self, step: Step, selector: str | None) -> None:
         """Keep what the person picked at the provider, so that the worker could go on from here."""
         with self._database.write() as connection:
             connection.execute(sa.update(_flows).where(_flows.c.id == step.flow_id).values(selector=selector))
@@ -564,7 +574,7 @@ def _awaiting(kind: HopKind, app_key: str, browser_hash: str, now: datetime) -> 
     state = (
         _flows.c.state == FlowState.LEFT
         if kind is HopKind.AUTHORIZE
-        else sa.and_(_flows.c.state == FlowState.HELD, _flows.c.hold.in_([Hold.INSTALLATION, Hold.APPROVAL]))
+        else sa.and_(_flows.c.state == FlowState.HELD, _flows.c.hold == Hold.INSTALLATION)
     )
     return sa.select(_flows.c.id).where(
         state, _flows.c.app_key == app_key, _flows.c.browser_hash == browser_hash, _flows.c.expires_at > now

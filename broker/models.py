@@ -39,7 +39,6 @@ class Hold(StrEnum):
     CHOICE = "choice"
     # A reconnect brought another account: whether that is meant.
     OTHER_ACCOUNT = "other_account"
-    APPROVAL = "approval"
     CONFIRMATION = "confirmation"
 
 
@@ -220,6 +219,7 @@ class Flow(Base):
     grant_sealed: Mapped[bytes | None] = mapped_column(sa.LargeBinary)
     grant_received_at: Mapped[datetime | None] = mapped_column(UtcDateTime)
     # What the person picked on the provider's own pages; unverified, only ever used to select among proven accounts.
+    # Or one of the words in broker.flows: that they asked an owner there, or want to go there first.
     selector: Mapped[str | None] = mapped_column(sa.String(64))
     # The account the person picked on our page, as it was offered; proven again before use.
     chosen_account_id: Mapped[str | None] = mapped_column(sa.String(255))

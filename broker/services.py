@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from broker.apikeys import ApiKeys
+from broker.approvals import Approvals
 from broker.apps import AppCatalogue
 from broker.circuits import Circuits
 from broker.clock import Clock
@@ -70,6 +71,7 @@ class Services:
     refreshes: Refreshes
     probes: Probes
     provider_events: ProviderEvents
+    approvals: Approvals
     disconnections: Disconnections
     discards: Discards
     erasures: Erasures

@@ -16,10 +16,12 @@ import sqlalchemy as sa
 
 from broker.contract import Status
 from broker.models import ConnectedAccount, ImportState
+from broker.text import translatable
 
 __all__ = [
     "FRESH_FOR",
     "NOTES",
+    "NOT_APPROVED",
     "TROUBLES",
     "Status",
     "StatusFacts",
@@ -37,7 +39,7 @@ NOTES: Mapping[Status, str] = MappingProxyType(
         Status.REVOKED: "{provider} says that access to this account was removed. Reconnect it to go on.",
         Status.ERROR: "The last check of this account did not pass. Reconnect it to go on.",
         Status.IMPORT_FAILED: "Set-up is taking longer than usual. You do not need to do anything.",
-        Status.AWAITING_APPROVAL: "An owner of this account has to approve the request at {provider}.",
+        Status.AWAITING_APPROVAL: "An owner of this account has to approve the request at {provider}. We keep looking.",
         Status.PENDING: "We are finishing set-up. This takes a minute or two.",
         Status.UNKNOWN: "This account is connected. It was not checked in the last day.",
         Status.OK: "This account is connected, and its last check passed.",
@@ -45,6 +47,10 @@ NOTES: Mapping[Status, str] = MappingProxyType(
     }
 )
 """One sentence for each status, for the person whose account it is."""
+NOT_APPROVED = translatable(
+    "Nobody approved this request in time, or it was taken back. Connect again to ask once more."
+)
+"""What stands in the place of the note once waiting for an owner has ended."""
 
 
 @dataclass(frozen=True)
@@ -94,6 +100,10 @@ class StatusFacts(Protocol):
     """The columns of a connection that decide its status."""
 
     @property
+    def account_id(self) -> str | None:
+        """The provider's id of the account; None while an owner's approval is awaited."""
+
+    @property
     def disconnected_at(self) -> datetime | None:
         """When it ended here."""
 
@@ -127,6 +137,7 @@ def status_of(facts: StatusFacts, now: datetime) -> Status:
         (facts.interrupted_at is not None, Status.INTERRUPTED),
         (facts.health == "error", Status.ERROR),
         (facts.import_state in {ImportState.PARKED, ImportState.HELD}, Status.IMPORT_FAILED),
+        (facts.account_id is None, Status.AWAITING_APPROVAL),
         (facts.import_state == ImportState.PENDING, Status.PENDING),
         (facts.health == "ok" and fresh, Status.OK),
     )
@@ -142,6 +153,7 @@ def status_expression(now: datetime) -> sa.Case[str]:
         (row.interrupted_at.is_not(None), Status.INTERRUPTED.value),
         (row.health == "error", Status.ERROR.value),
         (row.import_state.in_([ImportState.PARKED, ImportState.HELD]), Status.IMPORT_FAILED.value),
+        (row.account_id.is_(None), Status.AWAITING_APPROVAL.value),
         (row.import_state == ImportState.PENDING, Status.PENDING.value),
         (sa.and_(row.health == "ok", row.checked_at >= now - FRESH_FOR), Status.OK.value),
         else_=Status.UNKNOWN.value,

@@ -9,6 +9,7 @@ from contextlib import suppress
 
 import structlog
 
+from broker.approvals import Approvals
 from broker.circuits import NEEDS, SEQUIN, Circuits, OpenCircuit
 from broker.db import Database
 from broker.delivery import Deliveries
@@ -53,6 +54,7 @@ class Worker:
         refreshes: Refreshes,
         probes: Probes,
         provider_events: ProviderEvents,
+        approvals: Approvals,
         disconnections: Disconnections,
         discards: Discards,
         erasures: Erasures,
@@ -91,6 +93,7 @@ class Worker:
             "refresh": refreshes.run,
             "probe": probes.run,
             PROVIDER_EVENT: provider_events.run,
+            "approval": approvals.run,
             "revoke": disconnections.run_revoke,
             "remove": disconnections.run_remove,
             "discard": discards.run,

@@ -30,6 +30,7 @@ from broker.links import LinkRequest
 from broker.models import AuditRecord, Claim, ConnectedAccount, Flow, Hop, Job, LinkUse
 from broker.providers.base import Provider
 from broker.providers.github import GitHubOptions
+from broker.providers.github_oauth import GitHubOAuthOptions
 from broker.secret import Secret
 from broker.services import Services
 from broker.settings import OAuthApp
@@ -78,6 +79,21 @@ def github_app(**options: Any) -> OAuthApp:
         webhook_secrets=(),
         why="",
         options=GitHubOptions(**(registered | options)),
+    )
+
+
+def github_oauth_app(**options: Any) -> OAuthApp:
+    """Return a configured GitHub OAuth App."""
+    return OAuthApp(
+        key="github_oauth",
+        provider="github_oauth",
+        client_id="Ov23.acme",
+        client_secrets=(Secret("github_oauth_never_to_be_seen"),),
+        scopes=(),
+        sequin_oauth_app_id=None,
+        webhook_secrets=(),
+        why="",
+        options=GitHubOAuthOptions(**options),
     )
 
 
@@ -209,6 +225,23 @@ class Bench:
             }  # fmt: skip
             self.network.upsert("GET", f"{GITHUB_API}/user/memberships/orgs/{owner['login']}", json=membership)
             self.network.upsert("GET", f"{GITHUB_API}/app/installations/{each['id']}", json=dict(each))
+
+    def open_requests(self, *asked: tuple[int, int, str], told: bool = True) -> None:
+        """Let GitHub tell these open requests: who asked (id), of which account (id, login); or know no such list."""
+        url = f"{GITHUB_API}/app/installation-requests"
+        rows = [
+            {"id": 1, "requester": {"id": who}, "account": {"id": owner, "login": login}} for who, owner, login in asked
+        ]
+        if told:
+            self.network.upsert("GET", url, json=rows)
+        else:
+            self.network.upsert("GET", url, status=404, json={"message": "Not Found"})
+
+    def ask_owner(self, end_user: str = "user-1") -> Row[Any]:
+        """Ask an owner on GitHub's installation page and return what waits."""
+        self.github()
+        self.from_installation(self.connect("github", end_user=end_user).address, None, "request")
+        return self.rows(ConnectedAccount)[-1]
 
     def sequin(self, **answer: Any) -> None:
         """Let Sequin know both OAuth apps and answer imports like this: with a credential unless told otherwise."""

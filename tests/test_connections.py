@@ -38,6 +38,7 @@ class Facts:
     health: str | None = None
     checked_at: datetime | None = None
     import_state: str = ImportState.IMPORTED
+    account_id: str | None = "acct_1"
 
 
 @pytest.fixture
@@ -67,6 +68,8 @@ def refs(house: House, **filters: Any) -> list[str]:
         (Facts(health="ok", checked_at=START, import_state=ImportState.PENDING), Status.PENDING),
         (Facts(health="error", checked_at=START, import_state=ImportState.PARKED), Status.ERROR),
         (Facts(interrupted_at=START, health="error"), Status.INTERRUPTED),
+        (Facts(account_id=None, import_state=ImportState.PENDING), Status.AWAITING_APPROVAL),
+        (Facts(account_id=None, import_state=ImportState.PENDING, disconnected_at=START), Status.DISCONNECTED),
         (Facts(revoked_at=START, interrupted_at=START, health="error"), Status.REVOKED),
         (Facts(disconnected_at=START, revoked_at=START, health="ok", checked_at=START), Status.DISCONNECTED),
     ],
@@ -80,10 +83,12 @@ def test_the_status_in_sql_is_the_status_in_python(house: House) -> None:
     combinations = product([None, START], [None, START], [None, START], [None, "ok", "error"], ages, ImportState)
     person = house.end_user("user-1")
     expected: dict[str, Status] = {}
-    for disconnected_at, revoked_at, interrupted_at, health, age, state in combinations:
-        facts = Facts(disconnected_at, revoked_at, interrupted_at, health, None if age is None else START - age, state)
+    for number, (disconnected_at, revoked_at, interrupted_at, health, age, state) in enumerate(combinations):
+        account_id = None if number % 7 == 0 else f"acct_{number}"
+        checked_at = None if age is None else START - age
+        facts = Facts(disconnected_at, revoked_at, interrupted_at, health, checked_at, state, account_id)
         expected[house.connection(person, **vars(facts))] = status_of(facts, START)
-    assert set(expected.values()) == set(Status) - {Status.AWAITING_APPROVAL}
+    assert set(expected.values()) == set(Status)
     with house.database.read() as connection:
         told = connection.execute(sa.select(ConnectedAccount.ref, status_expression(START))).all()
     assert {ref: Status(status) for ref, status in told} == expected

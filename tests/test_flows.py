@@ -29,7 +29,7 @@ from broker.errors import (
     TooManyFlows,
 )
 from broker.journal import FINISH_AFTER, MOST_HOPS, Browser, Step
-from broker.models import Claim, ConnectedAccount, Flow, HopKind, Job, JobState, LinkUse
+from broker.models import Claim, ConnectedAccount, Flow, Hold, HopKind, Job, JobState, LinkUse
 from broker.secret import Secret, random_token
 from tests.connecting import (
     ACCESS,
@@ -510,7 +510,7 @@ def test_a_flow_without_a_grant_is_not_finished_but_swept(bench: Bench) -> None:
 def test_a_crash_after_the_choice_is_finished_with_that_choice(bench: Bench) -> None:
     bench.github(ORG, ORG_TOO, admin_of=(400, 401))
     bench.connect("github")
-    bench.journal.pick(only(bench), account_id="401")
+    bench.journal.resume(only(bench), Hold.CHOICE, account_id="401")
     finish(bench)
     assert bench.row(ConnectedAccount).account_id == "401"
 
@@ -639,16 +639,40 @@ def test_a_second_return_from_the_installation_page_is_a_reload(bench: Bench) ->
     assert bench.everything() == before
 
 
-def test_asking_an_owner_holds_the_flow_until_the_installation_exists(bench: Bench) -> None:
+def test_what_was_installed_without_being_sent_back_is_found_from_here(bench: Bench) -> None:
     bench.github()
-    address = bench.connect("github").address
-    bench.from_installation(address, None, "request")
-    assert (only(bench).state, only(bench).hold) == ("held", "approval")
-    assert bench.jobs.unfinished() == []
+    bench.connect("github")
+    ref = only(bench).ref
+    bench.flows.look_again(ref, bench.browser)
+    assert (only(bench).state, only(bench).hold) == ("held", "installation")
+    with pytest.raises(FlowUnknown):
+        bench.flows.look_again(ref, OTHER)
     bench.github(ORG, admin_of=(400,))
-    again = bench.flows.install_again(only(bench).ref, bench.browser)
-    bench.from_installation(again, 40)
+    bench.flows.look_again(ref, bench.browser)
     assert only(bench).state == "done"
+    with pytest.raises(FlowEnded):
+        bench.flows.look_again(ref, bench.browser)
+
+
+def test_whoever_reaches_accounts_already_can_still_go_and_choose_another(bench: Bench) -> None:
+    bench.github(ORG, person_installation(), admin_of=(400,))
+    bench.connect("github")
+    assert only(bench).hold == "choice"
+    address = bench.flows.install_again(only(bench).ref, bench.browser)
+    bench.github(ORG, ORG_TOO, person_installation(), admin_of=(400, 401))
+    bench.from_installation(address, 41)
+    assert bench.row(ConnectedAccount).account_id == "401"
+
+
+def test_a_member_is_led_to_the_installation_page_to_ask_an_owner_of_another_account(bench: Bench) -> None:
+    bench.github(ORG)
+    bench.connect("github")
+    refused_flow = only(bench)
+    assert refused_flow.failure == "account_not_permitted"
+    state = state_in(bench.flows.begin_again(refused_flow.ref, "github", bench.browser, elsewhere=True))
+    onward = bench.come_back(state, "github")
+    assert onward.address is not None
+    assert "/installations/new" in onward.address
 
 
 def test_the_installation_page_can_be_asked_for_again_by_its_own_browser_while_the_flow_waits(bench: Bench) -> None:

@@ -356,20 +356,19 @@ def test_a_crash_right_after_an_installation_came_back_leaves_work_for_the_worke
 def test_a_choice_is_taken_up_once_and_somebody_will_finish_it(bench: Bench) -> None:
     taken = held(bench, Hold.CHOICE)
     flow = bench.row(Flow)
-    assert bench.journal.pick(flow, account_id="1") == Step(taken.flow_id, taken.flow_ref)
+    assert bench.journal.resume(flow, Hold.CHOICE, account_id="1") == Step(taken.flow_id, taken.flow_ref)
     with pytest.raises(FlowEnded):
-        bench.journal.pick(flow, account_id="2")
+        bench.journal.resume(flow, Hold.CHOICE, account_id="2")
     flow = bench.row(Flow)
     assert (flow.state, flow.hold, flow.chosen_account_id) == ("redeeming", None, "1")
     bench.later(seconds=FINISH_AFTER.total_seconds())
     assert bench.lease("finish").subject_id == taken.flow_id
 
 
-@pytest.mark.parametrize("why", [Hold.INSTALLATION, Hold.APPROVAL])
-def test_a_flow_that_waits_for_something_else_takes_no_choice(bench: Bench, why: Hold) -> None:
-    held(bench, why)
+def test_a_flow_that_waits_for_something_else_takes_no_choice(bench: Bench) -> None:
+    held(bench, Hold.INSTALLATION)
     with pytest.raises(FlowEnded):
-        bench.journal.pick(bench.row(Flow), account_id="1")
+        bench.journal.resume(bench.row(Flow), Hold.CHOICE, account_id="1")
     assert bench.row(Flow).chosen_account_id is None
 
 
@@ -377,7 +376,7 @@ def test_a_choice_comes_too_late_after_an_hour(bench: Bench) -> None:
     held(bench, Hold.CHOICE)
     bench.later(minutes=60)
     with pytest.raises(FlowEnded):
-        bench.journal.pick(bench.row(Flow), account_id="1")
+        bench.journal.resume(bench.row(Flow), Hold.CHOICE, account_id="1")
 
 
 # --- ending ---------------------------------------------------------------------------------------------
@@ -405,7 +404,7 @@ def test_an_ended_flow_never_changes_again(bench: Bench) -> None:
     bench.journal.end(taken, ConsentDenied(), state=FlowState.EXPIRED)
     bench.journal.hold(taken, Hold.INSTALLATION, state=Secret(random_token()))
     with pytest.raises(FlowEnded):
-        bench.journal.pick(flow, account_id="1")
+        bench.journal.resume(flow, Hold.CHOICE, account_id="1")
     bench.later(days=30)
     assert bench.journal.sweep() == 0
     assert bench.everything() == before

@@ -143,6 +143,17 @@ class Notice:
 
 
 @dataclass(frozen=True)
+class Approval:
+    """How a request to an owner stands: `account` once it is approved and proven, None while it is not."""
+
+    account: Account | None
+    # What is known of the request, to be handed in the next time. Never a secret.
+    facts: Mapping[str, Any] = field(default_factory=dict)
+    # The names of the accounts whose owners were asked; empty while the provider has not told.
+    asked: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
 class Finding:
     """One thing the doctor finds about an OAuth app: a stable name, how it stands, a sentence and what mends it."""
 
@@ -203,6 +214,10 @@ class Provider:
     # The members of those properties that say which account it is; none of them secret.
     identity: Callable[[Account], dict[str, object]]
     default_scopes: tuple[str, ...] = ()
+    # The kind of an app whose options name another than `kind`.
+    kind_of: Callable[[OAuthApp], str] | None = None
+    # Which of the scopes asked for a grant lacks; None compares them one by one.
+    missing: Callable[[OAuthApp, tuple[str, ...]], tuple[str, ...]] | None = None
     # What the connect page says will be read and will never be done, in plain words.
     reads: tuple[str, ...] = ()
     never: str = ""
@@ -234,6 +249,11 @@ class Provider:
     confirm: Callable[[OAuthApp, Account, Grant, Call, datetime], None] | None = None
     # Where to send a person whose grant reaches no account yet; the state comes back with them.
     install_url: Callable[[OAuthApp, Secret], str] | None = None
+    # The provider's id of the person behind a grant, where somebody else may have to approve. Raises as `identify`.
+    requester: Callable[[OAuthApp, Grant, Call], str] | None = None
+    # How a request of this person (by id) to an owner stands, given what is known of it. Raises AccountSuspended,
+    # NetworkError and others of this module.
+    approval: Callable[[OAuthApp, str, Mapping[str, Any], Call, datetime], Approval] | None = None
     # The provider's own page about this connection.
     manage_url: Callable[[OAuthApp, Account], str] | None = None
     # Ends at the provider what this connection was given, and nothing that another connection uses; False where
@@ -296,6 +316,7 @@ __all__ = [
     "Account",
     "AccountGone",
     "AccountNotPermitted",
+    "Approval",
     "Call",
     "Condition",
     "Finding",

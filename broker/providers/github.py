@@ -6,49 +6,67 @@ and the REST reference for apps.
 
 from __future__ import annotations
 
+import hashlib
+import hmac
+import json
 from collections.abc import Iterator, Mapping
 from datetime import datetime, timedelta
 from functools import cache
-from typing import Annotated, Any, Literal
+from typing import Any, Literal
 from urllib.parse import quote, urlencode
 
 from joserfc import jwt
 from joserfc.errors import JoseError
 from joserfc.jwk import RSAKey
-from pydantic import Field
 
 from broker.errors import AccountNotPermitted, AccountSuspended, UnusableAnswer
 from broker.http import Answer
 from broker.oauth import Grant, OAuthProfile
 from broker.providers.base import (
     Account,
+    AccountGone,
+    Approval,
     Call,
+    Condition,
     Finding,
+    Notice,
+    NoticeKind,
     Provider,
     ProviderRefused,
+    WebhookInvalid,
+    WebhookRefused,
     clean,
     is_limited,
     read_json,
     read_object,
 )
+from broker.providers.github_api import (
+    API_VERSION,
+    GitHubAddresses,
+    end_token,
+    get,
+    github_profile,
+    is_enterprise_server,
+    is_id,
+    login_of,
+    person,
+    require_gone,
+)
 from broker.secret import Secret
-from broker.settings import AppOptions, HttpAddress, OAuthApp
+from broker.settings import OAuthApp
 from broker.text import translatable
 
-API_VERSION = {"Accept": "application/vnd.github+json", "X-GitHub-Api-Version": "2022-11-28"}
 PAGE_SIZE = 100
 MOST_PAGES = 10
 """A person with more than a thousand installations chooses among the first thousand."""
 
 
-class GitHubOptions(AppOptions):
+class GitHubOptions(GitHubAddresses):
     """The GitHub App's registration besides its client id and secret."""
 
     app_slug: str
     app_id: int
     private_key: Secret
-    url: Annotated[HttpAddress, Field(json_schema_extra={"env": "GITHUB_URL"})] = "https://github.com"
-    api_url: Annotated[HttpAddress, Field(json_schema_extra={"env": "GITHUB_API_URL"})] = "https://api.github.com"
     # What proves that a person may connect an organisation: being its admin, or any active member.
     org_proof: Literal["admin", "member"] = "admin"
     # Whether a disconnect also removes the App from the account; everybody's access through it ends with that.
@@ -61,28 +79,13 @@ def _options(app: OAuthApp) -> GitHubOptions:
 
 
 def profile(app: OAuthApp) -> OAuthProfile:
-    """Return the endpoints. GitHub documents the secret in the body and needs it with PKCE too."""
-    web = _options(app).url
-    return OAuthProfile(
-        authorize_url=f"{web}/login/oauth/authorize",
-        token_url=f"{web}/login/oauth/access_token",
-        token_auth="client_secret_post",
-        client_id=app.client_id,
-        client_secrets=app.client_secrets,
-        # A GitHub App's permissions come from its registration; scopes are ignored.
-        scopes=(),
-        pkce=True,
-        issuer=f"{web}/login/oauth",
-        # Without it GitHub bounces an already authorised person straight back with whichever account is signed in.
-        authorize_params={"prompt": "select_account"},
-    )
+    """Return the endpoints. A GitHub App's permissions come from its registration; scopes are ignored."""
+    return github_profile(app, ())
 
 
 def identify(app: OAuthApp, grant: Grant, call: Call) -> tuple[Account, ...]:
     """Return the accounts this App is installed on and this person can reach."""
-    user = _get(app, grant, call, "/user")
-    if not isinstance(user.get("id"), int):
-        raise UnusableAnswer("GET /user: no id")
+    user = person(app, grant.access_token, call)
     found = []
     for installation in _installations(app, grant, call):
         account = _account(installation, person_id=user["id"])
@@ -91,15 +94,15 @@ def identify(app: OAuthApp, grant: Grant, call: Call) -> tuple[Account, ...]:
     return tuple(found)
 
 
-def _get(app: OAuthApp, grant: Grant, call: Call, path: str) -> dict[str, Any]:
-    url = f"{_options(app).api_url}{path}"
-    return read_object(call("GET", url, bearer=grant.access_token, headers=API_VERSION), what=f"GET {path}")
+def requester(app: OAuthApp, grant: Grant, call: Call) -> str:
+    """Return the id of the person behind a grant, to know again who asked an owner."""
+    return str(person(app, grant.access_token, call)["id"])
 
 
 def _installations(app: OAuthApp, grant: Grant, call: Call) -> list[dict[str, Any]]:
     found: list[dict[str, Any]] = []
     for page in range(1, MOST_PAGES + 1):
-        content = _get(app, grant, call, f"/user/installations?per_page={PAGE_SIZE}&page={page}")
+        content = get(app, grant.access_token, call, f"/user/installations?per_page={PAGE_SIZE}&page={page}")
         rows = content.get("installations")
         if not isinstance(rows, list):
             raise UnusableAnswer("GET /user/installations: no list")
@@ -109,14 +112,14 @@ def _installations(app: OAuthApp, grant: Grant, call: Call) -> list[dict[str, An
     return found
 
 
-def _account(installation: Mapping[str, Any], *, person_id: int) -> Account | None:
+def _account(installation: Mapping[str, Any], *, person_id: object) -> Account | None:
     """Return the account behind an installation; None for kinds that cannot be imported, such as enterprises."""
     owner = installation.get("account")
-    if not isinstance(owner, dict) or not isinstance(installation.get("id"), int):
+    if not isinstance(owner, dict) or not is_id(installation.get("id")):
         return None
-    if owner.get("type") not in ("User", "Organization") or not isinstance(owner.get("id"), int):
+    if owner.get("type") not in ("User", "Organization") or not is_id(owner.get("id")):
         return None
-    login = clean(owner.get("login"))
+    login = login_of(owner)
     return Account(
         # The numeric id: logins can be renamed and taken by somebody else.
         id=str(owner["id"]),
@@ -155,12 +158,7 @@ def _prove_membership(app: OAuthApp, account: Account, grant: Grant, call: Call)
 
 def _compare_installation(app: OAuthApp, account: Account, call: Call, now: datetime) -> None:
     """Ask as the App itself, which sees what the person's token does not show: who owns it, and suspension."""
-    number = account.facts["installation_id"]
-    url = f"{_options(app).api_url}/app/installations/{number}"
-    answer = call("GET", url, bearer=app_jwt(app, now), headers=API_VERSION)
-    if answer.status == 401:
-        # Not the person's token but our own: no person can mend that.
-        raise ProviderRefused("GET /app/installations: 401, GitHub does not accept the private key")
+    answer = _as_app(app, call, now, f"/app/installations/{account.facts['installation_id']}")
     installation = read_object(answer, what="GET /app/installations")
     owner = installation.get("account")
     if not isinstance(owner, dict):
@@ -169,8 +167,20 @@ def _compare_installation(app: OAuthApp, account: Account, call: Call, now: date
         raise AccountNotPermitted("the installation belongs to another account")
     if installation.get("app_id") != _options(app).app_id:
         raise AccountNotPermitted("the installation belongs to another app")
+    _require_active(installation)
+
+
+def _require_active(installation: Mapping[str, Any]) -> None:
     if installation.get("suspended_at") is not None:
         raise AccountSuspended("suspended_at is set")
+
+
+def _as_app(app: OAuthApp, call: Call, now: datetime, path: str) -> Answer:
+    answer = call("GET", f"{_options(app).api_url}{path}", bearer=app_jwt(app, now), headers=API_VERSION)
+    if answer.status == 401:
+        # Not the person's token but our own: no person can mend that.
+        raise ProviderRefused(f"GET {path.partition('?')[0]}: 401, GitHub does not accept the private key")
+    return answer
 
 
 def app_jwt(app: OAuthApp, now: datetime) -> Secret:
@@ -196,7 +206,8 @@ def _signing_key(private_key: Secret) -> RSAKey:
 def install_url(app: OAuthApp, state: Secret) -> str:
     """Return the page where the person installs the App; GitHub hands `state` back to the Setup URL."""
     options = _options(app)
-    return f"{options.url}/apps/{options.app_slug}/installations/new?{urlencode({'state': state.reveal()})}"
+    place = "github-apps" if is_enterprise_server(app) else "apps"
+    return f"{options.url}/{place}/{options.app_slug}/installations/new?{urlencode({'state': state.reveal()})}"
 
 
 def properties(app: OAuthApp, account: Account, grant: Grant | None) -> dict[str, object]:
@@ -225,34 +236,10 @@ def revoke(app: OAuthApp, account: Account, grant: Grant | None, call: Call, now
     return ended
 
 
-def end_token(app: OAuthApp, grant: Grant, call: Call) -> None:
-    """End the one token of this grant; the person's other tokens and the installation stay."""
-    if grant.access_token is None:
-        return
-    answer = call(
-        "DELETE",
-        f"{_options(app).api_url}/applications/{quote(app.client_id, safe='')}/token",
-        basic=(app.client_id, app.client_secrets[0]),
-        json={"access_token": grant.access_token.reveal()},
-        headers=API_VERSION,
-    )
-    _require_gone(answer, what="DELETE /applications/token")
-
-
 def _uninstall(app: OAuthApp, account: Account, call: Call, now: datetime) -> None:
     url = f"{_options(app).api_url}/app/installations/{account.facts['installation_id']}"
     answer = call("DELETE", url, bearer=app_jwt(app, now), headers=API_VERSION)
-    _require_gone(answer, what="DELETE /app/installations")
-
-
-def _require_gone(answer: Answer, *, what: str) -> None:
-    # 404 and 422: it has ended already, or it expired.
-    if answer.status in {204, 404, 422}:
-        return
-    if answer.status == 401:
-        raise ProviderRefused(f"{what}: 401, GitHub does not accept our registration")
-    read_json(answer, what=what)
-    raise UnusableAnswer(f"{what}: {answer.status}")
+    require_gone(answer, what="DELETE /app/installations")
 
 
 def stays(app: OAuthApp) -> str:
@@ -307,6 +294,160 @@ def _compare_registration(app: OAuthApp, shown: Mapping[str, Any]) -> Iterator[F
         yield Finding("permissions", "warn", "Nobody can connect an organisation without Members: read.", mend)
 
 
+# --- how a connected account is, later -----------------------------------------------------------------
+
+
+def probe(app: OAuthApp, account: Account, grant: Grant | None, call: Call, now: datetime) -> Condition:
+    """Read the installation afresh, as the App: nobody's token is needed, and no event of GitHub's is either."""
+    answer = _as_app(app, call, now, f"/app/installations/{account.facts['installation_id']}")
+    if answer.status == 404:
+        raise AccountGone("the App is no longer installed")
+    installation = read_object(answer, what="GET /app/installations")
+    shown = _account(installation, person_id=account.facts.get("person_id"))
+    if shown is None:
+        raise UnusableAnswer("GET /app/installations: no account")
+    if shown.id != account.id:
+        raise AccountGone("the installation belongs to another account")
+    _require_active(installation)
+    return Condition(account=shown)
+
+
+# --- an owner's approval --------------------------------------------------------------------------------
+
+
+def approval(app: OAuthApp, requester_id: str, facts: Mapping[str, Any], call: Call, now: datetime) -> Approval:
+    """Return how this person's requests to owners stand.
+
+    What proves a request is GitHub's own word: its list of open requests, which names who asked whom, or a signed
+    `installation.created` that names who asked. A request that is no longer open was approved if the App is installed
+    there now, else declined. Everything is asked as the App.
+    """
+    asked = {str(one["id"]): one for one in facts.get("asked", ()) if isinstance(one, dict) and "id" in one}
+    still_open, told = _open_requests(app, requester_id, call, now)
+    found = None
+    for number, one in list(asked.items()):
+        if not one.get("installed") and (number in still_open or not told):
+            continue
+        account = _installed_on(app, one, requester_id, call, now)
+        if account is None:
+            del asked[number]
+        found = found or account
+    asked |= {number: one for number, one in still_open.items() if number not in asked}
+    return Approval(found, {"asked": list(asked.values())}, tuple(str(one.get("login")) for one in asked.values()))
+
+
+def _open_requests(
+    app: OAuthApp, requester_id: str, call: Call, now: datetime
+) -> tuple[dict[str, dict[str, Any]], bool]:
+    """Return the accounts whose owners this person has asked, by id, and whether GitHub told."""
+    found: dict[str, dict[str, Any]] = {}
+    for page in range(1, MOST_PAGES + 1):
+        path = f"/app/installation-requests?per_page={PAGE_SIZE}&page={page}"
+        answer = _as_app(app, call, now, path)
+        if answer.status == 404:
+            # An older enterprise host: then only the webhook tells.
+            return found, False
+        rows = read_json(answer, what="GET /app/installation-requests")
+        if not isinstance(rows, list):
+            raise UnusableAnswer("GET /app/installation-requests: no list")
+        for row in rows:
+            who, owner = (row.get("requester"), row.get("account")) if isinstance(row, dict) else (None, None)
+            if not isinstance(who, dict) or not isinstance(owner, dict) or str(who.get("id")) != requester_id:
+                continue
+            if is_id(owner.get("id")) and login_of(owner):
+                found[str(owner["id"])] = {"id": owner["id"], "login": login_of(owner)}
+        if len(rows) < PAGE_SIZE:
+            break
+    return found, True
+
+
+def _installed_on(
+    app: OAuthApp, one: Mapping[str, Any], requester_id: str, call: Call, now: datetime
+) -> Account | None:
+    """Return the account that was asked for when the App is installed on it. Raises AccountSuspended."""
+    number = one.get("installation_id")
+    login = quote(str(one.get("login")), safe="")
+    answer = _as_app(app, call, now, f"/app/installations/{number}" if number else f"/orgs/{login}/installation")
+    if answer.status == 404:
+        return None
+    installation = read_object(answer, what="GET installation")
+    account = _account(installation, person_id=int(requester_id))
+    # By id: a name may be somebody else's by now.
+    if account is None or account.id != str(one.get("id")) or installation.get("app_id") != _options(app).app_id:
+        return None
+    _require_active(installation)
+    return account
+
+
+# --- webhooks -------------------------------------------------------------------------------------------
+
+
+def webhook(app: OAuthApp, headers: Mapping[str, str], body: bytes, now: datetime) -> Notice:
+    """Verify a delivery and say what it means.
+
+    There is no time in GitHub's scheme, so that nothing is believed but that it is worth asking again; who asked an
+    owner is the exception, and harmless when it is repeated.
+
+    A person who revokes the App's authorization ends their own token, which is not what was imported: the
+    installation stays, and with it the connection. So that event, too, only makes us ask again.
+    """
+    # Names of headers have no case.
+    given = {name.lower(): value for name, value in headers.items()}
+    _require_signature(app, given.get("x-hub-signature-256", ""), body)
+    named, delivery_id = given.get("x-github-event", ""), given.get("x-github-delivery", "")
+    content = _content(body)
+    action = clean(content.get("action"), limit=40)
+    name = clean(f"{named}.{action}" if action else named, limit=80)
+    if not named or not delivery_id or len(delivery_id) > 128 or not delivery_id.isprintable():
+        raise WebhookInvalid("no X-GitHub-Event or X-GitHub-Delivery")
+    if named == "installation":
+        return _about_installation(app, name, delivery_id, content)
+    sender = content.get("sender")
+    if name == "github_app_authorization.revoked" and isinstance(sender, dict) and is_id(sender.get("id")):
+        return Notice(NoticeKind.CHANGED, name, delivery_id, mode="live", facts={"person_id": sender["id"]})
+    return Notice(NoticeKind.NOTHING, name, delivery_id)
+
+
+def _require_signature(app: OAuthApp, given: str, body: bytes) -> None:
+    matches = False
+    for secret in app.webhook_secrets:
+        expected = "sha256=" + hmac.new(secret.reveal().encode(), body, hashlib.sha256).hexdigest()
+        # As bytes: text outside ASCII would fail to compare rather than differ.
+        matches |= hmac.compare_digest(expected.encode(), given.encode("utf-8", "surrogatepass"))
+    if not matches:
+        raise WebhookRefused("X-Hub-Signature-256 is missing or wrong")
+
+
+def _content(body: bytes) -> dict[str, Any]:
+    try:
+        content = json.loads(body)
+    except (ValueError, RecursionError):
+        raise WebhookInvalid("not JSON") from None
+    if not isinstance(content, dict):
+        raise WebhookInvalid("not a JSON object")
+    return content
+
+
+def _about_installation(app: OAuthApp, name: str, delivery_id: str, content: Mapping[str, Any]) -> Notice:
+    installation, asker = content.get("installation"), content.get("requester")
+    if not isinstance(installation, dict):
+        raise WebhookInvalid("no installation")
+    account = _account(installation, person_id=None)
+    if account is None or installation.get("app_id") != _options(app).app_id:
+        return Notice(NoticeKind.NOTHING, name, delivery_id)
+    if name == "installation.created" and isinstance(asker, dict) and is_id(asker.get("id")):
+        facts = {
+            "requester_id": str(asker["id"]),
+            "asked": {
+                "id": int(account.id), "login": account.name, "installation_id": installation["id"], "installed": True,
+            },
+        }  # fmt: skip
+        return Notice(NoticeKind.APPROVED, name, delivery_id, account.id, "live", facts)
+    known = name.partition(".")[2] in ("created", "deleted", "suspend", "unsuspend", "new_permissions_accepted")
+    kind = NoticeKind.CHANGED if known else NoticeKind.NOTHING
+    return Notice(kind, name, delivery_id, account.id, "live")
+
+
 PROVIDER = Provider(
     name="github",
     title="GitHub",
@@ -319,6 +460,13 @@ PROVIDER = Provider(
     properties=properties,
     identity=identity,
     install_url=install_url,
+    requester=requester,
+    approval=approval,
+    probe=probe,
+    probe_needs_grant=False,
+    # GitHub gives an App 5,000 calls an hour; people who connect and approvals need some of them.
+    probes_per_second=0.5,
+    webhook=webhook,
     manage_url=manage_url,
     diagnose=diagnose,
     revoke=revoke,

@@ -15,6 +15,7 @@ from broker.sandbox.github import app as github_app
 from broker.sandbox.github import applications as github_applications
 from broker.sandbox.github import authorize as github_authorize
 from broker.sandbox.github import install as github_install
+from broker.sandbox.github import organizations as github_organizations
 from broker.sandbox.github import session as github_session
 from broker.sandbox.github import token as github_token
 from broker.sandbox.github.answers import refusal as github_refusal
@@ -41,6 +42,7 @@ MODULES = (
     github_install,
     github_api,
     github_app,
+    github_organizations,
     github_applications,
     sequin_credentials,
     sequin_apps,

@@ -27,6 +27,8 @@ def environment(secrets: Secrets, base_url: str) -> dict[str, str]:
         "GITHUB_APP_ID": str(secrets.github_app_id),
         "GITHUB_PRIVATE_KEY": secrets.github_private_key,
         "GITHUB_WEBHOOK_SECRET": secrets.github_webhook_secret,
+        "GITHUB_OAUTH_CLIENT_ID": secrets.github_oauth_client_id,
+        "GITHUB_OAUTH_CLIENT_SECRET": secrets.github_oauth_client_secret,
         "GITHUB_URL": f"{base_url}/github",
         "GITHUB_API_URL": f"{base_url}/github/api",
         "SEQUIN_API_URL": f"{base_url}/sequin",

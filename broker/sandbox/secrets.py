@@ -37,7 +37,7 @@ class Secrets:
     stripe_app_webhook_secret: str
     github_client_id: str
     github_client_secret: str
-    # An OAuth App besides the GitHub App: comma scopes, `gho_` tokens. Never printed.
+    # An OAuth App besides the GitHub App: comma scopes, `gho_` tokens.
     github_oauth_client_id: str
     github_oauth_client_secret: str
     github_app_slug: str
@@ -48,6 +48,7 @@ class Secrets:
     sequin_stripe_app_id: str
     sequin_stripe_apps_app_id: str
     sequin_github_app_id: str
+    sequin_github_oauth_app_id: str
 
 
 def load_secrets(data_dir: Path) -> Secrets:
@@ -86,6 +87,7 @@ def generate_secrets() -> Secrets:
         sequin_stripe_app_id=str(uuid.uuid4()),
         sequin_stripe_apps_app_id=str(uuid.uuid4()),
         sequin_github_app_id=str(uuid.uuid4()),
+        sequin_github_oauth_app_id=str(uuid.uuid4()),
     )
 
 

@@ -130,6 +130,20 @@ def install(ref: str) -> BaseResponse:
     return redirect(services().flows.install_again(ref, this_browser()), 303)
 
 
+@blueprint.post("/flows/<ref>/look-again")
+def look_again(ref: str) -> BaseResponse:
+    """Look afresh which accounts the person reaches."""
+    services().flows.look_again(ref, this_browser())
+    return redirect(url_for("connect.flow", ref=ref), 303)
+
+
+@blueprint.post("/flows/<ref>/elsewhere")
+def elsewhere(ref: str) -> BaseResponse:
+    """Start another attempt that leads to the provider's installation page."""
+    app_key = services().flow_pages.page(ref, this_browser()).app.key
+    return redirect(services().flows.begin_again(ref, app_key, this_browser(), elsewhere=True), 303)
+
+
 @blueprint.post("/flows/<ref>/choose")
 def choose(ref: str) -> BaseResponse:
     """Go on with the account the person picked."""
@@ -142,8 +156,10 @@ def choose(ref: str) -> BaseResponse:
 
 @blueprint.post("/flows/<ref>/finish")
 def finish(ref: str) -> BaseResponse:
-    """Try the last step of a saved connection once more, where it was given up."""
+    """Try the last step of a saved connection once more, where it was given up or waits for somebody else."""
     connection = services().flow_pages.page(ref, this_browser()).connection
+    if connection is not None and connection.status is Status.AWAITING_APPROVAL:
+        services().connections.check(connection.ref)
     if connection is not None and connection.status is Status.IMPORT_FAILED:
         services().connections.retry(connection.ref, actor=Actor("end_user", connection.end_user.id))
     return redirect(url_for("connect.flow", ref=ref), 303)
@@ -181,7 +197,8 @@ def _onward(onward: Onward) -> BaseResponse:
 def _stage(page: FlowPage) -> str:
     connection = page.connection
     steps = ",".join(step.state for step in connection.steps) if connection else ""
-    return f"{page.state}/{page.hold or ''}/{connection.status if connection else ''}/{steps}"
+    shown = f"{connection.status}/{connection.asked}" if connection else ""
+    return f"{page.state}/{page.hold or ''}/{shown}/{steps}"
 
 
 def _sign_in(response: BaseResponse, page: FlowPage, *, life: timedelta) -> None:

@@ -53,6 +53,7 @@ def build_worker(services: Services, threads: int) -> Worker:
         refreshes=services.refreshes,
         probes=services.probes,
         provider_events=services.provider_events,
+        approvals=services.approvals,
         disconnections=services.disconnections,
         discards=services.discards,
         erasures=services.erasures,

@@ -7,12 +7,24 @@ from datetime import datetime, timedelta
 
 from flask_babel import gettext as _
 
-from broker.errors import BrokerError, FlowExpired, FlowInterrupted, Verdict
+from broker.errors import (
+    AccountNotPermitted,
+    AccountSuspended,
+    AccountTaken,
+    BrokerError,
+    FlowExpired,
+    FlowInterrupted,
+    Verdict,
+)
 from broker.flow_page import FlowPage
 from broker.models import FlowState, Hold
 
 LATE_AFTER = timedelta(minutes=2)
 """When a page stops refreshing itself and says that set-up takes longer than usual."""
+
+
+_OF_ONE_ACCOUNT = (AccountNotPermitted, AccountSuspended, AccountTaken)
+"""Failures after which another account may do."""
 
 
 @dataclass(frozen=True)
@@ -31,12 +43,17 @@ class Outcome:
     retry: bool = False
     # Whether the page offers the last step once more.
     finish: bool = False
+    # Whether the page offers to look once more for what somebody else decides, and which accounts were asked about.
+    recheck: bool = False
+    # Whether the page offers to look again at what the person can reach, and to go and choose another account.
+    look_again: bool = False
+    elsewhere: bool = False
     status: int = 200
 
     @property
     def looks_again(self) -> bool:
         """Whether the page looks again by itself."""
-        return self.waiting or self.being_checked
+        return self.waiting or self.being_checked or self.recheck
 
 
 def describe(page: FlowPage, *, host: str, now: datetime) -> Outcome:
@@ -67,6 +84,14 @@ def _done(page: FlowPage, host: str, now: datetime) -> Outcome:
     provider = page.app.title
     connected = _("%(provider)s is connected", provider=provider)
     status = page.connection.status if page.connection else "pending"
+    if status == "awaiting_approval":
+        asked = page.connection.asked if page.connection and page.connection.asked else _("the account")
+        text = _(
+            "%(provider)s has asked the owners of %(account)s. You can close this page: for 30 days we look by "
+            "ourselves, and once an owner has agreed, %(host)s can go on.",
+            provider=provider, account=asked, host=host,
+        )  # fmt: skip
+        return Outcome(_("Waiting for an owner to approve"), text, "warn", "clock", recheck=True)
     if status == "pending":
         if page.ended_at is not None and now - page.ended_at > LATE_AFTER:
             text = _("Set-up is taking longer than usual. We keep trying; you do not need to do anything.")
@@ -115,7 +140,7 @@ def _held(page: FlowPage, host: str) -> Outcome:
     provider = page.app.title
     if page.hold is Hold.CHOICE:
         text = _("You can reach several %(provider)s accounts. Choose one of them.", provider=provider)
-        return Outcome(_("One more step"), text, icon="info")
+        return Outcome(_("One more step"), text, icon="info", elsewhere=page.app.provider.install_url is not None)
     if page.hold is Hold.OTHER_ACCOUNT:
         text = _(
             "Nothing was changed yet. %(account)s stays as it is; you can connect the other account beside it, or try "
@@ -123,12 +148,6 @@ def _held(page: FlowPage, host: str) -> Outcome:
             account=page.renews.account.name if page.renews and page.renews.account else provider,
         )
         return Outcome(_("You came back with another %(provider)s account", provider=provider), text, "warn", "alert")
-    if page.hold is Hold.INSTALLATION:
-        text = _(
-            "Choose there where %(host)s may have access. Then %(provider)s brings you back here.",
-            host=host, provider=provider,
-        )  # fmt: skip
-        return Outcome(_("One more step at %(provider)s", provider=provider), text, icon="info")
     if page.hold is Hold.CONFIRMATION:
         text = _(
             "%(host)s now makes sure that it was you who came back from %(provider)s. This page looks again by "
@@ -137,11 +156,11 @@ def _held(page: FlowPage, host: str) -> Outcome:
         )  # fmt: skip
         return Outcome(_("Waiting for %(host)s", host=host), text, waiting=True)
     text = _(
-        "%(provider)s has asked the owners of the account. You can close this page. "
-        "Once an owner has agreed, come back to it and continue at %(provider)s.",
-        provider=provider,
-    )
-    return Outcome(_("Waiting for an owner to approve"), text, "warn", "clock")
+        "Choose there where %(host)s may have access. Then %(provider)s brings you back here. "
+        "If it does not, because access was set up before, find it from here.",
+        host=host, provider=provider,
+    )  # fmt: skip
+    return Outcome(_("One more step at %(provider)s", provider=provider), text, icon="info", look_again=True)
 
 
 def _failed(page: FlowPage, host: str) -> Outcome:
@@ -158,5 +177,6 @@ def _failed(page: FlowPage, host: str) -> Outcome:
         "alert",
         # A wrong setting stays wrong however often somebody tries.
         retry=page.can_retry and failure.verdict is not Verdict.CONFIGURATION,
+        elsewhere=page.can_retry and failure in _OF_ONE_ACCOUNT and page.app.provider.install_url is not None,
         status=failure.status,
     )

@@ -351,11 +351,57 @@ def installation(scene: Scene) -> None:
     scene.go(callbacks[0])
 
 
-@state("Waiting for an owner to approve", primary="Continue at GitHub")
+@state("Waiting for an owner to approve", primary="Back to Acme Analytics")
 def waiting_for_approval(scene: Scene) -> None:
     _install_page(scene)
     asked = parse_qs(urlsplit(scene.page.url).query)
     scene.go(f"/oauth/github/setup?{urlencode({'setup_action': 'request', 'state': asked['state'][0]})}")
+    expect(scene.page.get_by_role("button", name="Check again")).to_be_visible()
+
+
+@state("Waiting for an owner to approve", primary="Back to Acme Analytics")
+def waiting_for_known_owners(scene: Scene) -> None:
+    """Asked by somebody who reaches another organisation without being its owner."""
+    scene.leave("GitHub")
+    _authorize_as_member(scene)
+    scene.press("Choose another account")
+    _authorize_as_member(scene)
+    scene.page.get_by_role("radio", name="tidewater-coop").check()
+    scene.press("Request")
+    expect(scene.page.get_by_text("has asked the owners of tidewater-coop")).to_be_visible()
+
+
+@state("Your connected accounts")
+def connections_waiting(scene: Scene) -> None:
+    waiting_for_known_owners(scene)
+    scene.page.get_by_role("link", name="See your accounts").click()
+    expect(scene.page.get_by_text("An owner of tidewater-coop has to approve")).to_be_visible()
+
+
+@state("tidewater-coop")
+def connection_waiting(scene: Scene) -> None:
+    connections_waiting(scene)
+    scene.page.get_by_role("link", name="Details of tidewater-coop").click()
+    expect(scene.page.get_by_role("button", name="Check again")).to_be_visible()
+
+
+@state("Stop waiting for tidewater-coop")
+def stop_waiting(scene: Scene) -> None:
+    connection_waiting(scene)
+    scene.page.get_by_role("link", name="Stop waiting").click()
+    expect(scene.page.get_by_text("We no longer wait for an owner")).to_be_visible()
+
+
+@state("tidewater-coop|GitHub")
+def stopped_waiting(scene: Scene) -> None:
+    stop_waiting(scene)
+    scene.press("Stop waiting for tidewater-coop")
+    expect(scene.page.get_by_role("status").filter(has_text="no longer wait")).to_be_visible()
+
+
+def _authorize_as_member(scene: Scene) -> None:
+    scene.page.get_by_role("radio", name="member-max").check()
+    scene.press("Authorize")
 
 
 @state("Approved. Thank you.")

@@ -12,7 +12,16 @@ from typing import Any
 from broker.errors import BrokerError, ClientRefused, GrantRefused, OAuthFailure
 from broker.secret import Secret
 from broker.settings import OAuthApp
-from tests.connecting import ACCESS, GITHUB_API, PERSON, REFRESH, github_app, installation, person_installation
+from tests.connecting import (
+    ACCESS,
+    GITHUB_API,
+    PERSON,
+    REFRESH,
+    github_app,
+    github_oauth_app,
+    installation,
+    person_installation,
+)
 from tests.house import app_of, stripe_app
 
 
@@ -36,6 +45,8 @@ class Case:
     as_ourselves: frozenset[str] = field(default_factory=frozenset)
     # What the API answers to GET besides, when it is asked about a connected account.
     probe_answers: Mapping[str, Any] = field(default_factory=dict)
+    # What it answers to POST then.
+    probe_posts: Mapping[str, Any] = field(default_factory=dict)
     # A webhook that means something here, and the headers that come with a body signed with a secret.
     event: Mapping[str, Any] = field(default_factory=dict)
     signs: Callable[[bytes, Secret, datetime], Mapping[str, str]] | None = None
@@ -46,6 +57,12 @@ def stripe_signs(body: bytes, secret: Secret, at: datetime) -> Mapping[str, str]
     stamp = int(at.timestamp())
     made = hmac.new(secret.reveal().encode(), f"{stamp}.".encode() + body, hashlib.sha256).hexdigest()
     return {"Stripe-Signature": f"t={stamp},v0=older,v1={made}"}
+
+
+def github_signs(body: bytes, secret: Secret, at: datetime) -> Mapping[str, str]:
+    """Sign a webhook as GitHub does, with the headers that it needs besides."""
+    made = hmac.new(secret.reveal().encode(), body, hashlib.sha256).hexdigest()
+    return {"X-Hub-Signature-256": f"sha256={made}", "X-GitHub-Event": "installation", "X-GitHub-Delivery": "d-1"}
 
 
 _STRIPE_ACCOUNT = {"id": "acct_1", "type": "standard", "settings": {"dashboard": {"display_name": "Acme"}}}
@@ -122,6 +139,30 @@ CASES: Mapping[str, Case] = {
             (404, {"error": "Not Found"}, ClientRefused),
             (200, {"error": "unverified_user_email"}, OAuthFailure),
         ),
+        event={"action": "deleted", "installation": _ORG, "sender": {"id": PERSON, "login": "jo"}},
+        signs=github_signs,
         as_ourselves=frozenset({f"{GITHUB_API}/app/installations/9", f"{GITHUB_API}/app/installations/40"}),
+    ),
+    "github_oauth": Case(
+        app=github_oauth_app(),
+        authenticates="client_secret_post",
+        token={
+            "access_token": ACCESS, "expires_in": 28800, "refresh_token": REFRESH,
+            "refresh_token_expires_in": 15897600, "scope": "read:user,read:org", "token_type": "bearer",
+        },
+        answers={f"{GITHUB_API}/user": {"id": PERSON, "login": f"user-{PERSON}", "type": "User"}},
+        probe_posts={
+            f"{GITHUB_API}/applications/Ov23.acme/token": {
+                "user": {"id": PERSON, "login": f"user-{PERSON}"}, "scopes": ["read:user", "read:org"],
+            }
+        },
+        accounts=(str(PERSON),),
+        name_at=(f"{GITHUB_API}/user", "login"),
+        refusals=(
+            (200, {"error": "bad_verification_code", "error_description": "expired"}, GrantRefused),
+            (200, {"error": "bad_refresh_token"}, GrantRefused),
+            (200, {"error": "incorrect_client_credentials"}, ClientRefused),
+            (404, {"error": "Not Found"}, ClientRefused),
+        ),
     ),
 }  # fmt: skip

@@ -60,6 +60,8 @@ KINDS: dict[str, tuple[Fields, Fields]] = {
         {"secret": str, "test": bool, "name": str},
         {"refresh_token": str, "stripe_user_id": str, "scope": str},
     ),
+    # Sequin documents none: what the sandbox takes.
+    "github_oauth2": ({"access_token": str}, {"scope": str, "account_login": str}),
     "github_app": ({"account_type": str, "account_login": str, "installation_id": int}, {}),
     "airtable_oauth2": ({"refresh_token": str, "scope": str}, {"airtable_uid": str}),
     "hubspot_oauth2": (
@@ -125,6 +127,8 @@ def stand(request: pytest.FixtureRequest) -> Iterator[Stand]:
     with responses.RequestsMock(assert_all_requests_are_fired=False) as network:
         opened = Stand(discover()[request.param], CASES[request.param], network, http)
         opened.answer(dict(opened.case.answers))
+        for url, body in opened.case.probe_posts.items():
+            network.upsert("POST", url, json=body)
         yield opened
     http.close()
 
@@ -467,6 +471,8 @@ def test_whatever_a_probe_is_answered_is_foreseen(stand: Stand, status: int) -> 
     for body in PROBE_ANSWERS:
         for url in {**stand.case.answers, **stand.case.probe_answers}:
             stand.network.upsert("GET", url, status=status, json=body)
+        for url in stand.case.probe_posts:
+            stand.network.upsert("POST", url, status=status, json=body)
         with pytest.raises(BrokerError) as caught:
             stand.provider.probe(stand.case.app, account, grant, stand.http.request, START)
         if status >= 429:

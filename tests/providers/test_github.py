@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
+import hmac
 import json
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 from urllib.parse import parse_qs, urlsplit
 
@@ -17,7 +19,16 @@ from joserfc.jwk import RSAKey
 from broker.errors import AccountNotPermitted, AccountSuspended, BrokerError, UnusableAnswer, Verdict
 from broker.http import Http
 from broker.oauth import Grant
-from broker.providers.base import Account, ProviderRefused, ProviderUnavailable
+from broker.providers.base import (
+    Account,
+    AccountGone,
+    Notice,
+    NoticeKind,
+    ProviderRefused,
+    ProviderUnavailable,
+    WebhookInvalid,
+    WebhookRefused,
+)
 from broker.providers.github import MOST_PAGES, PAGE_SIZE, PROVIDER, app_jwt
 from broker.secret import Secret
 from broker.settings import OAuthApp
@@ -297,3 +308,123 @@ def test_enterprise_addresses_are_used_throughout(github: GitHub) -> None:
 
 def test_the_person_always_picks_which_github_account_it_is() -> None:
     assert PROVIDER.profile(github_app()).authorize_params == {"prompt": "select_account"}
+
+
+# --- how it is, later -----------------------------------------------------------------------------------
+
+
+def probed(github: GitHub) -> Account:
+    assert PROVIDER.probe is not None
+    facts = {"installation_id": 40, "login": "old-name", "person_id": 7}
+    account = Account("400", "old-name", "Organization", "live", facts)
+    found = PROVIDER.probe(github.app, account, None, github.http.request, START).account
+    assert found is not None
+    return found
+
+
+def test_a_probe_is_one_call_as_the_app_and_follows_a_rename(github: GitHub) -> None:
+    found = probed(github)
+    assert (found.id, found.name, found.facts["login"], found.facts["person_id"]) == ("400", "acme", "acme", 7)
+    (call,) = github.network.calls
+    assert str(call.request.url) == OF_APP
+
+
+def test_an_uninstalled_app_is_told_as_gone_and_a_suspended_one_as_suspended(github: GitHub) -> None:
+    github.network.upsert("GET", OF_APP, status=404, json={"message": "Not Found"})
+    with pytest.raises(AccountGone):
+        probed(github)
+    github.network.upsert("GET", OF_APP, json=ORG | {"suspended_at": "2026-11-01T00:00:00Z"})
+    with pytest.raises(AccountSuspended):
+        probed(github)
+    github.network.upsert("GET", OF_APP, status=401, json={})
+    with pytest.raises(ProviderRefused):
+        probed(github)
+
+
+# --- webhooks -------------------------------------------------------------------------------------------
+
+HOOKS = (Secret("new-secret"), Secret("It's a Secret to Everybody"))
+
+
+def hook(event: str, content: Any, *, secret: str = "new-secret", **headers: str) -> Notice:
+    body = content if isinstance(content, bytes) else json.dumps(content).encode()
+    signature = "sha256=" + hmac.new(secret.encode(), body, hashlib.sha256).hexdigest()
+    sent = {"X-GitHub-Event": event, "X-GitHub-Delivery": "d-1", "X-Hub-Signature-256": signature} | headers
+    assert PROVIDER.webhook is not None
+    return PROVIDER.webhook(replace(github_app(), webhook_secrets=HOOKS), sent, body, START)
+
+
+def test_githubs_own_signature_vector_is_taken() -> None:
+    signature = "sha256=757107ea0eb2509fc211221cce984b8a37570b6d7586c22c46f4379c8b043e17"
+    with pytest.raises(WebhookInvalid):
+        # The signature passes; the body of the vector is no JSON.
+        hook("ping", b"Hello, World!", **{"X-Hub-Signature-256": signature})
+
+
+@pytest.mark.parametrize("signature", ["", "sha256=", "sha1=abc", "sha256=" + "0" * 64, "sha256=é", "sha256=\ud800"])
+def test_what_is_not_signed_with_one_of_the_secrets_is_refused(signature: str) -> None:
+    with pytest.raises(WebhookRefused):
+        hook("ping", {}, **{"X-Hub-Signature-256": signature})
+    with pytest.raises(WebhookRefused):
+        hook("ping", {}, secret="another")
+
+
+def test_every_secret_is_good_while_one_is_replaced() -> None:
+    assert hook("ping", {"zen": "x"}, secret="It's a Secret to Everybody").kind is NoticeKind.NOTHING
+
+
+@pytest.mark.parametrize("action", ["deleted", "suspend", "unsuspend", "created", "new_permissions_accepted"])
+def test_what_happens_to_an_installation_makes_us_ask(action: str) -> None:
+    notice = hook("installation", {"action": action, "installation": ORG, "sender": {"id": 1}})
+    assert (notice.kind, notice.name, notice.account_id, notice.mode, notice.delivery_id) == (
+        NoticeKind.CHANGED, f"installation.{action}", "400", "live", "d-1",
+    )  # fmt: skip
+
+
+def test_an_approval_names_who_had_asked() -> None:
+    notice = hook("installation", {"action": "created", "installation": ORG, "requester": {"id": 7, "login": "jo"}})
+    assert (notice.kind, notice.account_id) == (NoticeKind.APPROVED, "400")
+    assert notice.facts == {
+        "requester_id": "7", "asked": {"id": 400, "login": "acme", "installation_id": 40, "installed": True},
+    }  # fmt: skip
+
+
+def test_a_person_who_takes_the_authorization_back_ends_no_installation() -> None:
+    notice = hook("github_app_authorization", {"action": "revoked", "sender": {"id": 7, "login": "jo"}})
+    assert (notice.kind, notice.account_id, notice.facts) == (NoticeKind.CHANGED, None, {"person_id": 7})
+
+
+@pytest.mark.parametrize(
+    ("event", "content"),
+    [
+        ("push", {"ref": "x"}),
+        ("installation", {"action": "created", "installation": ORG | {"app_id": APP_ID + 1}}),
+        ("installation", {"action": "created", "installation": ORG | {"account": None}}),
+        ("installation", {"action": "something_new", "installation": ORG}),
+        ("github_app_authorization", {"action": "revoked", "sender": None}),
+    ],
+)
+def test_other_events_mean_nothing(event: str, content: Any) -> None:
+    assert hook(event, content).kind is NoticeKind.NOTHING
+
+
+@pytest.mark.parametrize("content", [b"{", b"[]", b"null", b"[" * 5000, {"action": "deleted"}])
+def test_a_signed_body_that_is_not_what_it_says_is_invalid(content: Any) -> None:
+    with pytest.raises(WebhookInvalid):
+        hook("installation", content)
+
+
+def test_a_delivery_without_an_id_is_invalid() -> None:
+    for given in ("", "x" * 129, "a\nb"):
+        with pytest.raises(WebhookInvalid):
+            hook("ping", {}, **{"X-GitHub-Delivery": given})
+
+
+def test_the_installation_page_lies_elsewhere_on_enterprise_servers() -> None:
+    assert PROVIDER.install_url is not None
+    for url, start in (
+        ("https://github.com", "https://github.com/apps/acme-broker/"),
+        ("https://acme.ghe.com", "https://acme.ghe.com/apps/acme-broker/"),
+        ("https://ghe.example", "https://ghe.example/github-apps/acme-broker/"),
+    ):
+        assert PROVIDER.install_url(github_app(url=url), Secret("s")).startswith(f"{start}installations/new?")

@@ -136,6 +136,16 @@ class TestApp:
         assert json_of(self.call(visitor, clock, ""))["slug"] == visitor.secrets.github_app_slug
         assert self.call(visitor, clock, "/installations/1").status_code == 404
 
+    def test_it_sees_what_members_have_asked_owners_for_until_one_answers(
+        self, visitor: Visitor, clock: ManualClock
+    ) -> None:
+        visitor.github_user("member-max")
+        install(visitor, post={"account": "tidewater-coop", "action": "request"})
+        [asked] = self.call(visitor, clock, "/installation-requests").get_json()
+        assert (asked["account"]["login"], asked["requester"]["login"]) == ("tidewater-coop", "member-max")
+        visitor.control("emit", provider="github", event="installation.created", account="tidewater-coop")
+        assert self.call(visitor, clock, "/installation-requests").get_json() == []
+
     def test_it_may_name_itself_by_number(self, visitor: Visitor, clock: ManualClock) -> None:
         for iss in (visitor.secrets.github_app_id, str(visitor.secrets.github_app_id)):
             assert self.call(visitor, clock, "/installations", iss=iss).status_code == 200

@@ -155,9 +155,9 @@ class TestImport:
 
     def test_undocumented_kinds_are_a_switch(self, visitor: Visitor) -> None:
         properties = {"kind": "github_oauth2", "access_token": "gho_x", "scope": "repo", "account_login": "octo-jo"}
-        assert post(visitor, properties).status_code == 422
-        visitor.control("options", sequin_undocumented_kinds=True)
         assert json_of(post(visitor, properties))["kind"] == "github_oauth2"
+        visitor.control("options", sequin_undocumented_kinds=False)
+        assert post(visitor, properties).status_code == 422
 
     def test_bodies_that_are_no_json_object_are_a_400(self, visitor: Visitor) -> None:
         headers = {"Authorization": f"Bearer {visitor.secrets.sequin_api_token}", "Content-Type": "application/json"}
@@ -224,6 +224,7 @@ class TestOAuthApps:
             secrets.sequin_stripe_app_id: ("stripe", secrets.stripe_client_id, "*" * 10),
             secrets.sequin_stripe_apps_app_id: ("stripe", secrets.stripe_app_client_id, "*" * 10),
             secrets.sequin_github_app_id: ("github", secrets.github_client_id, "*" * 10),
+            secrets.sequin_github_oauth_app_id: ("github", secrets.github_oauth_client_id, "*" * 10),
         }
         assert registered.items() <= found.items()
 

@@ -382,7 +382,7 @@ def test_an_end_without_a_recorded_reason_still_has_a_sentence(
     [
         (Hold.CHOICE, "One more step", f"{PAGE}/choose"),
         (Hold.INSTALLATION, "One more step at Stripe", f"{PAGE}/install"),
-        (Hold.APPROVAL, "Waiting for an owner to approve", f"{PAGE}/install"),
+        (Hold.INSTALLATION, "One more step at Stripe", f"{PAGE}/look-again"),
     ],
 )
 def test_a_held_flow_offers_the_way_on(

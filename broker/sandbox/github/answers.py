@@ -9,7 +9,7 @@ from flask import jsonify, request
 from werkzeug.wrappers import Response
 
 from broker.sandbox.github.hub import Token
-from broker.sandbox.github.people import Installation, account
+from broker.sandbox.github.people import Installation, Org, User, account
 from broker.sandbox.redirects import with_query
 from broker.sandbox.refusal import Refusal
 from broker.sandbox.world import World
@@ -82,6 +82,16 @@ def installation_resource(world: World, installation: Installation) -> dict[str,
         "updated_at": stamp(installation.suspended_at or installation.created_at),
         "suspended_at": stamp(installation.suspended_at) if installation.suspended_at else None,
         "suspended_by": account(suspender.id, suspender.login, "User") if suspender else None,
+    }
+
+
+def request_resource(world: World, number: int, org: Org, asker: User) -> dict[str, object]:
+    """Return the API's object for a request to an owner that is still open."""
+    return {
+        "id": number,
+        "account": account(org.id, org.login, "Organization"),
+        "requester": account(asker.id, asker.login, "User"),
+        "created_at": stamp(world.clock.now()),
     }
 
 

@@ -11,7 +11,7 @@ from joserfc.errors import JoseError
 from joserfc.jwk import RSAKey
 from werkzeug.wrappers import Response
 
-from broker.sandbox.github.answers import bearer, installation_resource, refusal, slice_of, stamp
+from broker.sandbox.github.answers import bearer, installation_resource, refusal, request_resource, slice_of, stamp
 from broker.sandbox.github.people import Installation
 from broker.sandbox.points import point
 from broker.sandbox.world import World, current_world
@@ -26,7 +26,7 @@ INSTALLATION_TOKEN_LIFE = timedelta(hours=1)
 def app() -> Response:
     """Show the App."""
     world = current_world()
-    _require_app(world)
+    require_app(world)
     return jsonify(
         id=world.github.app_id,
         slug=world.github.app_slug,
@@ -42,7 +42,7 @@ def app() -> Response:
 def installations() -> Response:
     """List every installation."""
     world = current_world()
-    _require_app(world)
+    require_app(world)
     some, links = slice_of(list(world.github.installations.values()))
     answer = jsonify([installation_resource(world, one) for one in some])
     answer.headers.update(links)
@@ -55,6 +55,16 @@ def installation(number: int) -> Response:
     """Show one installation."""
     world = current_world()
     return jsonify(installation_resource(world, _installation(world, number)))
+
+
+@blueprint.get("/installation-requests")
+@point("github.app_installation")
+def installation_requests() -> Response:
+    """List what members have asked owners for and nobody has answered."""
+    world = current_world()
+    require_app(world)
+    asked = world.github.open_requests()
+    return jsonify([request_resource(world, number, org, asker) for number, (org, asker) in enumerate(asked, 1)])
 
 
 @blueprint.post("/installations/<int:number>/access_tokens")
@@ -104,14 +114,14 @@ def unsuspend(number: int) -> Response:
 
 
 def _installation(world: World, number: int) -> Installation:
-    _require_app(world)
+    require_app(world)
     found = world.github.installations.get(number)
     if found is None:
         raise refusal(404, "Not Found")
     return found
 
 
-def _require_app(world: World) -> None:
+def require_app(world: World) -> None:
     """Verify the App's JWT. Raises a 401 Refusal that says which claim is wrong, as GitHub does."""
     try:
         claims = jwt.decode(bearer(), _key(world.secrets.github_private_key), algorithms=["RS256"]).claims

@@ -201,6 +201,10 @@ class Hub:
         self.requests.pop(login, None)
         return installation
 
+    def open_requests(self) -> list[tuple[Org, User]]:
+        """Return who has asked the owners of which organisation, unless somebody has answered."""
+        return [(self.orgs[login], self.user(asker)) for login, asker in self.requests.items() if login in self.orgs]
+
     def uninstall(self, installation: Installation) -> None:
         """Take the App off an account."""
         self.installations.pop(installation.id, None)

@@ -75,6 +75,10 @@ class Store:
                 secrets.stripe_app_secret_key,
             ),
             (secrets.sequin_github_app_id, "github", "github", secrets.github_client_id, secrets.github_client_secret),
+            (
+                secrets.sequin_github_oauth_app_id, "github", "github oauth", secrets.github_oauth_client_id,
+                secrets.github_oauth_client_secret,
+            ),
         )  # fmt: skip
         for app_id, provider, name, client_id, secret in registered:
             self.apps[app_id] = OAuthApp(
