@@ -18,7 +18,7 @@ import tempfile
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -156,10 +156,10 @@ def _cause_trouble(world: World, chance: random.Random, seconds: float, *, kills
 
 def _let_leases_run_out(world: World) -> None:
     over = datetime.now(UTC) - timedelta(seconds=1)
-    with world.database() as connection:
-        connection.execute(
-            sa.update(_jobs).where(_jobs.c.kind == "refresh", _jobs.c.state == JobState.RUNNING).values(due_at=over)
-        )
+    running = sa.and_(_jobs.c.kind == "refresh", _jobs.c.state == JobState.RUNNING)
+    # Whoever was paused in the middle of a write to SQLite keeps everybody out until it wakes up.
+    with suppress(sa.exc.OperationalError), world.database() as connection:
+        connection.execute(sa.update(_jobs).where(running).values(due_at=over))
 
 
 def is_at_rest(world: World, calm_from: datetime) -> bool:
