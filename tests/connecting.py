@@ -76,7 +76,7 @@ def github_app(**options: Any) -> OAuthApp:
         client_secrets=(Secret("github_never_to_be_seen"),),
         scopes=(),
         sequin_oauth_app_id=None,
-        webhook_secrets=(),
+        webhook_secrets=(Secret("github_hook_never_to_be_seen"),),
         why="",
         options=GitHubOptions(**(registered | options)),
     )

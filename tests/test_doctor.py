@@ -90,6 +90,7 @@ def test_a_healthy_deployment_passes_every_check(bench: Bench) -> None:
         ("stripe", "webhook", "http://localhost:8000/hooks/stripe"),
         ("github", "callback", "http://localhost:8000/oauth/github/callback"),
         ("github", "setup", "http://localhost:8000/oauth/github/setup"),
+        ("github", "webhook", "http://localhost:8000/hooks/github"),
     }
     assert [match.state for match in report.matches] == ["matched", "matched"]
     assert "truncate_secrets" not in "".join(str(call.request.url) for call in bench.network.calls)
