@@ -18,6 +18,8 @@ from broker import __version__, logs
 from broker.apikeys import ApiKeys
 from broker.approvals import Approvals, approved
 from broker.apps import AppCatalogue
+from broker.audit_chain import AuditChain
+from broker.audit_trail import AuditTrail
 from broker.circuits import SEQUIN, Circuits, app_circuit
 from broker.cli import BrokerCommands
 from broker.clock import Clock, SystemClock
@@ -148,6 +150,7 @@ def build_services(
     match = OAuthAppMatch(sequin, clock)
     apps = AppCatalogue(settings.apps, providers or discover())
     key_ring = KeyRing(database, vault, clock)
+    audit_chain = AuditChain(database, clock, settings.secret_key)
     connections = Connections(database, clock, apps, jobs)
     notifications = Notifications(database=database, clock=clock, vault=vault, http=outward, jobs=jobs)
     sessions = Sessions(database, clock)
@@ -169,6 +172,8 @@ def build_services(
         database=database,
         apps=apps,
         figures=Figures(database, clock, circuits),
+        audit_chain=audit_chain,
+        audit_trail=AuditTrail(database, clock),
         key_ring=key_ring,
         resealing=Resealing(database, vault, clock, key_ring),
         api_keys=ApiKeys(database, clock),
@@ -186,6 +191,7 @@ def build_services(
         ),
         purge=Purge(
             database=database, clock=clock, jobs=jobs, sessions=sessions, calls=idempotent_calls,
+            chain=audit_chain,
             retention=settings.retention,
         ),
         reconciliation=Reconciliation(database=database, clock=clock, sequin=sequin, jobs=jobs),
@@ -213,6 +219,7 @@ def build_services(
         doctor=Doctor(
             settings=settings, clock=clock, database=database, apps=apps, jobs=jobs, circuits=circuits,
             key_ring=key_ring, sequin=sequin, http=http, provider_events=provider_events,
+            audit_chain=audit_chain,
         ),
         jobs=jobs,
         operators=Operators(database, clock),

@@ -53,15 +53,3 @@ def record(
             "detail": dict(detail or {}),
         },
     )
-
-
-def forget(connection: Connection, *, before: datetime, most: int) -> int:
-    """Remove the oldest records up to `before`, at most so many, and return how many; the only way any goes.
-
-    The newest record always stays: its key is never given out again.
-    """
-    newest = sa.select(sa.func.max(AuditRecord.id)).scalar_subquery()
-    oldest = sa.select(AuditRecord.id).order_by(AuditRecord.id).limit(most)
-    return connection.execute(
-        sa.delete(AuditRecord).where(AuditRecord.id.in_(oldest), AuditRecord.at < before, AuditRecord.id < newest)
-    ).rowcount

@@ -18,6 +18,7 @@ import sqlalchemy as sa
 import structlog
 
 from broker.apps import AppCatalogue, OfferedApp
+from broker.audit_chain import AuditChain
 from broker.circuits import NEEDS, SEQUIN, Circuits, OpenCircuit
 from broker.clock import Clock
 from broker.db import Database, DatabaseUnavailable, require_current_schema
@@ -39,6 +40,8 @@ CHECK_SECONDS = 10.0
 MOST_SKEW = timedelta(seconds=60)
 LONGEST_WAIT = timedelta(seconds=60)
 """A job that is due for longer shows that nobody works, or that the workers cannot keep up."""
+AUDIT_LOOKED_AT = 1_000
+LONGEST_UNSEALED = timedelta(minutes=5)
 SHOWN = 5
 
 log = structlog.get_logger(__name__)
@@ -157,6 +160,7 @@ class Doctor:
         sequin: Sequin,
         http: Http,
         provider_events: ProviderEvents,
+        audit_chain: AuditChain,
     ) -> None:
         self._settings = settings
         self._clock = clock
@@ -168,6 +172,7 @@ class Doctor:
         self._sequin = sequin
         self._http = http
         self._provider_events = provider_events
+        self._audit_chain = audit_chain
 
     def examine(self, seen: Seen | None = None) -> Report:
         """Make every check; takes as long as the slowest, and never longer than the deadline."""
@@ -198,6 +203,7 @@ class Doctor:
         yield "keys", None, self._about_keys
         yield "queue", None, self._about_queue
         yield "parked", None, self._about_parked
+        yield "audit", None, self._about_audit
         yield "circuits", None, self._about_circuits
         for app in self._apps:
             yield "client", app.key, lambda app=app: self._about_client(app)  # type: ignore[misc]
@@ -312,6 +318,20 @@ class Doctor:
             yield Check("parked", State.WARN, f"{count} jobs wait for somebody to look at them.", fix)
         else:
             yield Check("parked", State.PASS, "No job is parked.")
+
+    def _about_audit(self) -> Iterator[Check]:
+        found = self._audit_chain.inspect(newest=AUDIT_LOOKED_AT)
+        if not found.is_intact:
+            fix = "Keep a copy of the database, and run `broker audit verify` for all there is to know."
+            more = "" if found.count == 1 else f" That is the first of {found.count} findings."
+            yield Check("audit", State.FAIL, f"{found.findings[0].sentence}{more}", fix)
+        elif found.waiting_since is not None and self._clock.now() - found.waiting_since > LONGEST_UNSEALED:
+            sentence = f"{found.unsealed} records of the audit trail are not sealed yet."
+            fix = "A worker seals them: is one running? If one is, its log says why it does not."
+            yield Check("audit", State.WARN, sentence, fix)
+        else:
+            sentence = f"The newest {found.looked_at} of {found.head - found.anchor} sealed records are intact."
+            yield Check("audit", State.PASS, sentence)
 
     def _about_circuits(self) -> Iterator[Check]:
         found = self._circuits.open()

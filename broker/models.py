@@ -603,6 +603,12 @@ class AuditRecord(Base):
     """Who did what to what; written in the transaction of the change, never changed afterwards."""
 
     __tablename__ = "audit"
+    __table_args__ = (
+        sa.Index("ix_audit_at_id", "at", "id"),
+        sa.Index("ix_audit_action_at_id", "action", "at", "id"),
+        sa.Index("ix_audit_actor_at_id", "actor", "at", "id"),
+        sa.Index("ix_audit_target_at_id", "target", "at", "id"),
+    )
 
     id: Mapped[int] = mapped_column(BigId, primary_key=True)
     at: Mapped[datetime] = mapped_column(UtcDateTime)
@@ -610,8 +616,46 @@ class AuditRecord(Base):
     actor_kind: Mapped[str] = mapped_column(sa.String(16))
     actor: Mapped[str] = mapped_column(sa.String(320))
     action: Mapped[str] = mapped_column(sa.String(64))
-    target: Mapped[str] = mapped_column(sa.String(320), index=True)
+    target: Mapped[str] = mapped_column(sa.String(320))
     detail: Mapped[dict[str, Any]] = mapped_column(Json)
+
+
+class AuditSeal(Base):
+    """One link of the chain over the audit trail: what a record said when it was sealed, and all before it."""
+
+    __tablename__ = "audit_seals"
+
+    # The place in the chain, counted from 1 without gaps.
+    number: Mapped[int] = mapped_column(BigId, primary_key=True, autoincrement=False)
+    # No foreign key: that a record is gone is for the chain to find, not for the database to prevent or repeat.
+    record_id: Mapped[int] = mapped_column(BigId, unique=True)
+    # SHA-256 of what the record says.
+    content: Mapped[str] = mapped_column(Digest)
+    # SHA-256 of the digest before, number, record and content: anybody can compute it.
+    digest: Mapped[str] = mapped_column(Digest)
+    # HMAC-SHA256 of the digest: only who has the key can.
+    mac: Mapped[str] = mapped_column(Digest)
+    # Names the key without telling it.
+    key_id: Mapped[str] = mapped_column(sa.String(16))
+    sealed_at: Mapped[datetime] = mapped_column(UtcDateTime)
+
+
+class ChainEnds(Base):
+    """Where the chain ends, and where it begins since the last purge; one row."""
+
+    __tablename__ = "audit_chain"
+
+    id: Mapped[int] = mapped_column(primary_key=True, autoincrement=False)
+    head_number: Mapped[int] = mapped_column(BigId)
+    head_record_id: Mapped[int] = mapped_column(BigId)
+    head_digest: Mapped[str] = mapped_column(Digest)
+    # The last link that was purged; number 0 before the first purge.
+    anchor_number: Mapped[int] = mapped_column(BigId)
+    anchor_record_id: Mapped[int] = mapped_column(BigId)
+    anchor_digest: Mapped[str] = mapped_column(Digest)
+    # HMAC-SHA256 of all the above.
+    mac: Mapped[str] = mapped_column(Digest)
+    key_id: Mapped[str] = mapped_column(sa.String(16))
 
 
 class BrowserSession(Base):

@@ -15,7 +15,7 @@ import sqlalchemy as sa
 import structlog
 from sqlalchemy.engine import Connection
 
-from broker import audit
+from broker.audit_chain import AuditChain
 from broker.clock import Clock
 from broker.db import Database, table
 from broker.errors import BrokerError
@@ -77,6 +77,7 @@ class Purge:
         jobs: Jobs,
         sessions: Sessions,
         calls: IdempotentCalls,
+        chain: AuditChain,
         retention: Retention,
     ) -> None:
         self._database = database
@@ -84,6 +85,7 @@ class Purge:
         self._jobs = jobs
         self._sessions = sessions
         self._calls = calls
+        self._chain = chain
         self._retention = retention
 
     def schedule(self) -> None:
@@ -142,10 +144,12 @@ class Purge:
                 yield forget(connection, keys[start : start + BATCH])
 
     def _forget_audit(self, before: datetime, budget: int, job: LeasedJob | None) -> int:
+        # What is not sealed stays.
+        self._chain.seal()
         forgotten = 0
         while forgotten < budget and (job is None or self._jobs.renew(job)):
             with self._database.write() as connection:
-                count = audit.forget(connection, before=before, most=min(BATCH, budget - forgotten))
+                count = self._chain.forget(connection, before=before, most=min(BATCH, budget - forgotten))
             forgotten += count
             if count < BATCH:
                 break

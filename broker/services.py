@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from broker.apikeys import ApiKeys
 from broker.approvals import Approvals
 from broker.apps import AppCatalogue
+from broker.audit_chain import AuditChain
+from broker.audit_trail import AuditTrail
 from broker.circuits import Circuits
 from broker.clock import Clock
 from broker.confirmation import Confirmations
@@ -55,6 +57,8 @@ class Services:
     database: Database
     apps: AppCatalogue
     figures: Figures
+    audit_chain: AuditChain
+    audit_trail: AuditTrail
     key_ring: KeyRing
     resealing: Resealing
     api_keys: ApiKeys

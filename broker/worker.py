@@ -10,6 +10,7 @@ from contextlib import suppress
 import structlog
 
 from broker.approvals import Approvals
+from broker.audit_chain import AuditChain
 from broker.circuits import NEEDS, SEQUIN, Circuits, OpenCircuit
 from broker.db import Database
 from broker.delivery import Deliveries
@@ -32,6 +33,8 @@ from broker.verification import Verifications
 IDLE_SECONDS = 0.5
 """How long an idle worker waits before it looks again, unless this process has committed new work."""
 SWEEP_SECONDS = 15.0
+SEAL_SECONDS = 2.0
+"""How long a record of the audit trail stands unsealed, and so unprotected."""
 BATCH = 8
 NOTIFIERS = 4
 """Threads that send webhooks: so many slow endpoints are served at the same time."""
@@ -63,6 +66,7 @@ class Worker:
         circuits: Circuits,
         knock: Callable[[], object],
         purge: Purge,
+        audit_chain: AuditChain,
         threads: int,
     ) -> None:
         """`knock` asks Sequin anything at all: what looks whether it is back when no job can."""
@@ -74,6 +78,7 @@ class Worker:
         self._journal = journal
         self._reconciliation = reconciliation
         self._purge = purge
+        self._audit_chain = audit_chain
         self._notifications = notifications
         # Webhooks have threads of their own: however slow an endpoint is, it keeps no import waiting.
         lanes = [("worker", self._work_turn)] * threads + [("notifier", self.notify_once)] * (
@@ -85,6 +90,7 @@ class Worker:
         ]
         self._stopping = threading.Event()
         self._swept = 0.0
+        self._sealed = 0.0
         self._sweeping = threading.Lock()
         # Each handler settles its own job, because the outcome commits with what it changed.
         self._handlers: Mapping[str, Callable[[LeasedJob], Outcome]] = {
@@ -220,5 +226,8 @@ class Worker:
                 self._journal.sweep()
                 self._reconciliation.schedule()
                 self._purge.schedule()
+            if time.monotonic() - self._sealed >= SEAL_SECONDS:
+                self._sealed = time.monotonic()
+                self._audit_chain.seal()
         finally:
             self._sweeping.release()

@@ -14,7 +14,7 @@ import sqlalchemy as sa
 
 from broker.doctor import Check, Doctor, Report, Seen, State
 from broker.errors import ClientRefused, SequinUnauthorized
-from broker.models import ConnectedAccount, JobState
+from broker.models import AuditRecord, ConnectedAccount, JobState
 from broker.providers.base import Notice, NoticeKind
 from broker.providers.github import PROVIDER as GITHUB
 from broker.secret import Secret
@@ -81,8 +81,8 @@ def test_a_healthy_deployment_passes_every_check(bench: Bench) -> None:
     assert wrong(report) == set()
     assert not report.has_failures
     assert {check.name for check in report.checks} == {
-        "settings", "public_url", "database", "migrations", "keys", "queue", "parked", "circuits", "client", "mode",
-        "scopes", "credentials", "private_key", "registration", "sequin_token", "oauth_app", "clock",
+        "settings", "public_url", "database", "migrations", "keys", "queue", "parked", "audit", "circuits", "client",
+        "mode", "scopes", "credentials", "private_key", "registration", "sequin_token", "oauth_app", "clock",
         "webhook",
     }  # fmt: skip
     assert {(one.app, one.what, one.address) for one in report.addresses} == {
@@ -267,6 +267,30 @@ def test_a_check_that_hangs_or_breaks_costs_no_other(bench: Bench, monkeypatch: 
     report = examine(bench)
     assert time.monotonic() - began < 4
     assert wrong(report) == {("queue", None, State.FAIL), ("parked", None, State.FAIL)}
+
+
+# --- the audit trail ------------------------------------------------------------------------------------
+
+
+def test_an_audit_trail_that_was_tampered_with_fails_with_the_record_named(bench: Bench) -> None:
+    bench.stripe()
+    bench.sequin()
+    bench.connect()
+    bench.services.audit_chain.seal()
+    assert named(examine(well(bench)), "audit").state is State.PASS
+    bench.house.run(sa.delete(AuditRecord).where(AuditRecord.id == 1))
+    check = named(examine(bench), "audit")
+    assert check.state is State.FAIL
+    assert "Record 1 (number 1) was deleted." in check.sentence
+
+
+def test_records_that_nobody_seals_are_told_after_five_minutes(bench: Bench) -> None:
+    bench.stripe()
+    bench.sequin()
+    bench.connect()
+    assert named(examine(well(bench)), "audit").state is State.PASS
+    bench.later(minutes=6)
+    assert named(examine(bench), "audit").state is State.WARN
 
 
 # --- webhooks and grants --------------------------------------------------------------------------------

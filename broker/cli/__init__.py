@@ -24,6 +24,7 @@ COMMANDS: Mapping[str, str] = MappingProxyType(
         "sandbox": "rehearsal",
         "doctor": "doctor",
         "purge": "purge",
+        "audit": "audit",
         "apps": "apps",
         "apikey": "records",
         "operator": "records",

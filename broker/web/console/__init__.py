@@ -12,7 +12,7 @@ from broker.errors import Refused
 from broker.models import Role
 from broker.sessions import SignedInOperator
 from broker.web import cookies, services
-from broker.web.console import connections, orphans, providers, sign_in, webhooks
+from broker.web.console import audit, connections, orphans, providers, sign_in, webhooks
 
 blueprint = Blueprint("console", __name__, url_prefix="/ops")
 blueprint.add_url_rule("/sign-in", view_func=sign_in.show_sign_in, methods=["GET"])
@@ -28,6 +28,8 @@ blueprint.add_url_rule("/connections/<ref>/disconnect", view_func=connections.di
 blueprint.add_url_rule("/orphans", view_func=orphans.list_orphans, methods=["GET"])
 blueprint.add_url_rule("/orphans/<credential_id>/forget", view_func=orphans.forget_orphan, methods=["POST"])
 blueprint.add_url_rule("/providers", view_func=providers.show_providers, methods=["GET"])
+blueprint.add_url_rule("/audit", view_func=audit.show_audit, methods=["GET"])
+blueprint.add_url_rule("/audit.csv", view_func=audit.export_audit, methods=["GET"])
 blueprint.add_url_rule("/webhooks", "list_webhook_endpoints", webhooks.list_endpoints, methods=["GET"])
 blueprint.add_url_rule("/webhooks/<public_id>", "show_webhook_endpoint", webhooks.show_endpoint, methods=["GET"])
 blueprint.add_url_rule(
@@ -51,6 +53,8 @@ ROLES: Mapping[str, Role] = MappingProxyType(
         "console.show_connection": Role.VIEWER,
         "console.list_orphans": Role.VIEWER,
         "console.show_providers": Role.VIEWER,
+        "console.show_audit": Role.VIEWER,
+        "console.export_audit": Role.OPERATOR,
         "console.list_webhook_endpoints": Role.VIEWER,
         "console.show_webhook_endpoint": Role.VIEWER,
         "console.enable_webhook_endpoint": Role.OPERATOR,
