@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta
+from enum import StrEnum
 from types import MappingProxyType
 from typing import Any
 
@@ -31,8 +32,20 @@ ENDED_SHOWN_FOR = timedelta(days=30)
 ENDING_SOON = timedelta(days=14)
 """How long before a refresh token’s own end people are warned."""
 MOST_OF_ONE_PERSON = 500
+MOST_COUNTED = 1_000
+"""How many rows are counted at most: the rest is "more than"."""
+MOST_EXPORTED = 50_000
+EXPORTED_AT_ONCE = 500
+LEAST_TYPED = 3
+"""From so many characters on, the beginning of a name or an e-mail is enough; fewer must be all of it."""
+MOST_NAMED = 1_000
+"""Up to so many rows that a search names are looked up first; more are met soon enough by walking the list."""
 
 _LOOK_ALIKES = str.maketrans({"O": "0", "I": "1", "L": "1", "-": None, " ": None})
+
+_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+LONGEST_MOMENT = 17
+"""Digits of a time in microseconds: enough until the year 5138, and never more than a date can hold."""
 
 _Query = sa.Select[*tuple[Any, ...]]
 _Row = Row[*tuple[Any, ...]]
@@ -297,16 +310,29 @@ class ConnectionFilters:
     account: str | None = None
     mode: str | None = None
     metadata: Mapping[str, str] = field(default_factory=lambda: MappingProxyType({}))
-    # Exactly a reference, an account id, a Sequin credential id or an end user id.
+    # Exactly a reference, an account id, a Sequin credential id or an end user id, or how an account's name or an end
+    # user's e-mail begins.
     search: str | None = None
+    # When the current grant was committed: from the first on, and before the second.
+    connected_from: datetime | None = None
+    connected_before: datetime | None = None
+
+
+class Order(StrEnum):
+    """How a list is sorted."""
+
+    NEWEST = "newest"
+    OLDEST = "oldest"
+    CHANGED = "changed"
 
 
 @dataclass(frozen=True)
 class ConnectionPage:
-    """Some connections, newest first, and where to go on; None at the end."""
+    """Some connections in the order asked for, and where to go on and back; None at the end and at the beginning."""
 
     items: tuple[ConnectionView, ...]
     next_cursor: str | None
+    previous_cursor: str | None = None
 
 
 class Connections:
@@ -318,17 +344,90 @@ class Connections:
         self._apps = apps
         self._jobs = jobs
 
-    def page(self, filters: ConnectionFilters, *, limit: int, cursor: str | None = None) -> ConnectionPage:
-        """Return the connections that match, newest first. Raises CursorUnknown."""
+    def page(
+        self,
+        filters: ConnectionFilters,
+        *,
+        limit: int,
+        cursor: str | None = None,
+        before: str | None = None,
+        order: Order = Order.NEWEST,
+    ) -> ConnectionPage:
+        """Return the connections that match: those after `cursor`, or the last ones before `before`.
+
+        Raises CursorUnknown.
+        """
         limit = max(1, min(limit, MOST_ON_A_PAGE))
+        came_from = before if cursor is None else cursor
+        back = cursor is None and before is not None
         with self._database.read() as connection:
-            wanted = _matching(filters, self._clock.now(), connection.dialect.name)
-            if cursor is not None:
-                wanted.append(ConnectedAccount.id < _key_of(connection, cursor))
-            query = _viewed().where(*wanted).order_by(ConnectedAccount.id.desc()).limit(limit + 1)
+            wanted = self._wanted(connection, filters)
+            if came_from is not None:
+                wanted.append(_beyond(connection, came_from, order, back=back))
+            query = _viewed().where(*wanted).order_by(*_sorting(order, back=back)).limit(limit + 1)
             rows = connection.execute(query).all()
-        items = tuple(map(self._view, rows[:limit]))
-        return ConnectionPage(items, items[-1].ref if len(rows) > limit else None)
+        more, rows = len(rows) > limit, rows[:limit]
+        if back:
+            rows = rows[::-1]
+        if not rows:
+            return ConnectionPage((), None)
+        first, last = _cursor(rows[0], order), _cursor(rows[-1], order)
+        goes_on, goes_back = (True, more) if back else (more, came_from is not None)
+        return ConnectionPage(tuple(map(self._view, rows)), last if goes_on else None, first if goes_back else None)
+
+    def count(self, filters: ConnectionFilters) -> int:
+        """Return how many connections match, MOST_COUNTED + 1 for more than that."""
+        with self._database.read() as connection:
+            some = (
+                sa.select(ConnectedAccount.id)
+                .join(EndUser, EndUser.id == ConnectedAccount.end_user_id)
+                .where(*self._wanted(connection, filters))
+                .limit(MOST_COUNTED + 1)
+            )
+            return connection.execute(sa.select(sa.func.count()).select_from(some.subquery())).scalar_one()
+
+    def export(
+        self, filters: ConnectionFilters, *, order: Order = Order.NEWEST, actor: Actor
+    ) -> Iterator[tuple[ConnectionView, ...]]:
+        """Record that `actor` exports, then return what matches in batches, MOST_EXPORTED connections at most.
+
+        Each batch is a look of its own, so that neither memory nor a snapshot grows with the list.
+        """
+        given = {
+            "provider": filters.provider, "app": filters.app, "kind": filters.kind, "mode": filters.mode,
+            "status": filters.status.value if filters.status is not None else None,
+        }  # fmt: skip
+        # What names a person stays out: the trail outlives them.
+        person = {"search": filters.search, "end_user": filters.end_user, "metadata": filters.metadata}
+        detail = {name: value for name, value in given.items() if value}
+        detail |= {name: "given" for name, value in person.items() if value}
+        with self._database.write() as connection:
+            audit.record(
+                connection, at=self._clock.now(), actor_kind=actor.kind, actor=actor.name,
+                action="connections.exported", target="connections", detail=detail,
+            )  # fmt: skip
+        return self._batches(filters, order)
+
+    def _batches(self, filters: ConnectionFilters, order: Order) -> Iterator[tuple[ConnectionView, ...]]:
+        left, last = MOST_EXPORTED, None
+        while left > 0:
+            most = min(left, EXPORTED_AT_ONCE)
+            with self._database.read() as connection:
+                wanted = self._wanted(connection, filters)
+                if last is not None:
+                    wanted.append(_after(last.id, last.updated_at, order, back=False))
+                query = _viewed().where(*wanted).order_by(*_sorting(order, back=False)).limit(most)
+                rows = connection.execute(query).all()
+            if rows:
+                yield tuple(map(self._view, rows))
+                last = rows[-1]
+            left = left - len(rows) if len(rows) == most else 0
+
+    def _wanted(self, connection: Connection, filters: ConnectionFilters) -> list[sa.ColumnElement[bool]]:
+        wanted = _matching(filters, self._clock.now(), connection.dialect.name)
+        if filters.search is not None and storable(filters.search):
+            wanted.append(_named(connection, filters.search))
+        return wanted
 
     def find(self, ref: str) -> ConnectionView:
         """Return the connection with this reference. Raises ConnectionUnknown."""
@@ -610,21 +709,80 @@ def _matching(filters: ConnectionFilters, now: datetime, dialect: str) -> list[s
         found.append(row.end_user_id == person)
     if filters.status is not None:
         found.append(status_expression(now) == filters.status.value)
-    if filters.search is not None:
-        found.append(row.id.in_(_searched(filters.search)))
+    if filters.connected_from is not None:
+        found.append(row.connected_at >= filters.connected_from)
+    if filters.connected_before is not None:
+        found.append(row.connected_at < filters.connected_before)
     return found + [_metadata_is(key, value, dialect) for key, value in filters.metadata.items()]
 
 
-def _searched(text: str) -> sa.CompoundSelect[int]:
-    """Return the keys of the rows that `text` names; a union, so that each way can use its own index."""
-    row = ConnectedAccount
-    person = sa.select(EndUser.id).where(EndUser.external_id == text)
-    return sa.union(
-        sa.select(row.id).where(row.ref == _as_ref(text)),
-        sa.select(row.id).where(row.account_id == text),
-        sa.select(row.id).where(row.credential_id == text),
-        sa.select(row.id).where(row.end_user_id.in_(person)),
+def _named(connection: Connection, text: str) -> sa.ColumnElement[bool]:
+    """Return what holds for the rows that `text` names.
+
+    Few are found through the indexes. Many would take long to gather and sort; walking the list meets them soon.
+    """
+    row, person, dialect = ConnectedAccount, EndUser, connection.dialect.name
+    ways = (
+        row.ref == _as_ref(text),
+        row.account_id == text,
+        row.credential_id == text,
+        person.external_id == text,
+        _begins(row.account_name, text, dialect),
+        _begins(person.email, text, dialect),
     )
+    # Each way by itself, so that it can use its own index; none gathers more than it takes to tell that it is too many.
+    few = [
+        sa.select(row.id).join(person, person.id == row.end_user_id).where(way).limit(MOST_NAMED + 1).subquery()
+        for way in ways
+    ]
+    some = set(connection.execute(sa.union_all(*(sa.select(one.c.id) for one in few))).scalars())
+    return row.id.in_(some) if len(some) <= MOST_NAMED else sa.or_(*ways)
+
+
+def _begins(column: Any, text: str, dialect: str) -> sa.ColumnElement[bool]:
+    """Tell whether a text begins so, whatever the case; in the words of the index that finds it."""
+    start: sa.ColumnElement[str] = sa.literal(text, sa.Text())
+    if dialect == "sqlite":
+        column = column.collate("NOCASE")
+    else:
+        column, start = sa.func.lower(column).collate("C"), sa.func.lower(start)
+    if len(text) < LEAST_TYPED:
+        return column == start  # type: ignore[no-any-return]
+    # A range: LIKE would read % and _ as its own.
+    return sa.and_(column >= start, column < start + sa.literal("\U0010ffff", sa.Text()))
+
+
+def _sorting(order: Order, *, back: bool) -> tuple[sa.ColumnElement[Any], ...]:
+    columns: tuple[Any, ...] = (ConnectedAccount.id,)
+    if order is Order.CHANGED:
+        columns = (ConnectedAccount.updated_at, ConnectedAccount.id)
+    falls = (order is not Order.OLDEST) != back
+    return tuple(column.desc() if falls else column.asc() for column in columns)
+
+
+def _after(key: int, changed: datetime, order: Order, *, back: bool) -> sa.ColumnElement[bool]:
+    """Return what holds for the rows behind a place in the list, or before it for `back`."""
+    row = ConnectedAccount
+    if order is Order.CHANGED:
+        at = sa.tuple_(sa.literal(changed, row.updated_at.type), sa.literal(key, row.id.type))
+        where = sa.tuple_(row.updated_at, row.id)
+        return where > at if back else where < at
+    return row.id < key if (order is Order.NEWEST) != back else row.id > key
+
+
+def _cursor(row: _Row, order: Order) -> str:
+    """Return the name of a row's place. It holds the time too where that is sorted by, because it may move."""
+    if order is not Order.CHANGED:
+        return str(row.ref)
+    return f"{row.ref}.{(row.updated_at - _EPOCH) // timedelta(microseconds=1)}"
+
+
+def _beyond(connection: Connection, cursor: str, order: Order, *, back: bool) -> sa.ColumnElement[bool]:
+    ref, _, moment = cursor.partition(".")
+    if (order is Order.CHANGED) != (moment.isascii() and moment.isdecimal() and len(moment) <= LONGEST_MOMENT):
+        raise CursorUnknown
+    changed = _EPOCH + timedelta(microseconds=int(moment or 0))
+    return _after(_key_of(connection, ref), changed, order, back=back)
 
 
 def _as_ref(text: str) -> str:

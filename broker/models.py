@@ -290,7 +290,11 @@ class ConnectedAccount(Base):
     """A connection: an end user's connected provider account."""
 
     __tablename__ = "connections"
-    __table_args__ = (sa.UniqueConstraint("end_user_id", "app_key", "account_id", "mode"),)
+    # How names and e-mails begin is found by indexes that stand in the migration alone: each database has its own kind.
+    __table_args__ = (
+        sa.UniqueConstraint("end_user_id", "app_key", "account_id", "mode"),
+        sa.Index("ix_connections_updated_at_id", "updated_at", "id"),
+    )
 
     id: Mapped[int] = mapped_column(BigId, primary_key=True)
     # The short reference people quote; the only identity that leaves this program.

@@ -441,8 +441,13 @@ def tables(url: str) -> set[str]:
 
 
 def test_the_migrations_make_exactly_the_tables_of_the_models(database: Database) -> None:
+    def named(name: str | None, kind: str, _parents: object) -> bool:
+        # Each database has its own kind of index for how a text begins.
+        return not (kind == "index" and (name or "").endswith("_begins"))
+
     with database.engine.connect() as connection:
-        context = MigrationContext.configure(connection, opts={"compare_type": True, "compare_server_default": True})
+        opts = {"compare_type": True, "compare_server_default": True, "include_name": named}
+        context = MigrationContext.configure(connection, opts=opts)
         assert compare_metadata(context, Base.metadata) == []
 
 

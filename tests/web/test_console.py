@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import csv
+import io
 import re
 from collections.abc import Iterator
+from datetime import UTC, datetime, timedelta
 from html import unescape
 from pathlib import Path
 from typing import Any
@@ -16,7 +19,7 @@ from flask.testing import FlaskClient
 from werkzeug.test import TestResponse
 
 from broker.app import create_app
-from broker.models import ImportState, Job, JobState, Orphan, Role
+from broker.models import AuditRecord, ImportState, Job, JobState, Orphan, Role
 from broker.operators import Operators
 from broker.secret import Secret
 from broker.web.console import OPEN, ROLES
@@ -312,21 +315,164 @@ def test_the_list_is_searched_filtered_and_paged(app: Flask, house: House, opera
 
 
 @pytest.mark.parametrize(
-    ("query", "status"), [("status=nope", 400), ("mode=prod", 400), ("after=NOPE", 400), ("q=%00", 200), ("q=%ff", 200)]
+    ("query", "status"), [("status=nope", 400), ("mode=prod", 400), ("after=NOPE", 404), ("q=%00", 200), ("q=%ff", 200)]
 )
 def test_a_bad_filter_is_a_page_and_not_a_crash(app: Flask, operators: Operators, query: str, status: int) -> None:
     assert signed_in(app, operators).get(f"/ops/connections?{query}&provider=stripe").status_code == status
 
 
-@pytest.mark.parametrize(("name", "sentence"), [("status", "There is no such status."), ("mode", "test or live.")])
+@pytest.mark.parametrize(("name", "sentence"), [
+        ("status", "There is no such status."), ("mode", "test or live."), ("from", "A day looks like"),
+        ("to", "A day looks like"), ("sort", "There is no such order."),
+    ],
+)  # fmt: skip
 def test_a_bad_filter_is_told_at_its_field(app: Flask, operators: Operators, name: str, sentence: str) -> None:
     page = text_of(signed_in(app, operators).get(f"/ops/connections?{name}=nope&provider=stripe"))
     assert f'<a href="#{name}">' in page
-    assert f'name="{name}" aria-invalid="true" aria-describedby="{name}-wrong"' in page
+    assert f'aria-invalid="true" aria-describedby="{name}-wrong"' in page
     assert page.count("aria-invalid") == 1
     assert page.count(sentence) == 2
     assert '<option value="stripe" selected>' in page
     assert "No connections match" not in page
+
+
+def refs_of(response: TestResponse) -> list[str]:
+    return re.findall(r'data-label="Account"><a href="/ops/connections/([^"]+)"', response.get_data(as_text=True))
+
+
+@pytest.mark.parametrize(
+    ("query", "found"),
+    [
+        ("q=lind cer", {"Lind Ceramics"}),
+        ("q=LIND", {"Lind Ceramics", "Lindgren"}),
+        ("q=jo@exam", {"Lind Ceramics"}),
+        ("q=li", set()),
+        ("q=100%25", {"100% Wool"}),
+        ("q=100_", set()),
+        ("user=sam-1", {"Lindgren", "100% Wool"}),
+        ("app=stripe&kind=stripe_oauth2&user=jo-1", {"Lind Ceramics"}),
+        ("metadata.plan=pro", {"Lind Ceramics"}),
+        ("key=plan&value=pro", {"Lind Ceramics"}),
+        ("metadata.plan=pro&metadata.seats=8", set()),
+        ("from=2026-11-01&to=2026-11-01", {"Lindgren"}),
+        ("to=2026-10-31", set()),
+    ],
+)
+def test_the_list_finds_by_beginning_person_metadata_and_day(
+    app: Flask, house: House, operators: Operators, query: str, found: set[str]
+) -> None:
+    jo, sam = house.end_user("jo-1", email="Jo@Example.com"), house.end_user("sam-1")
+    house.connection(jo, account_name="Lind Ceramics", host_metadata={"plan": "pro", "seats": 7})
+    house.connection(sam, account_name="Lindgren", connected_at=datetime(2026, 11, 1, 23, 59, tzinfo=UTC))
+    house.connection(sam, account_name="100% Wool")
+    page = signed_in(app, operators).get(f"/ops/connections?{query}")
+    assert page.status_code == 200
+    assert set(re.findall(r'data-label="Account"><a [^>]*>([^<]+)<', text_of(page))) == found
+
+
+def test_what_a_search_names_too_often_is_still_found(
+    app: Flask, house: House, operators: Operators, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("broker.connections.MOST_NAMED", 1)
+    refs = [house.connection(house.end_user(f"u{number}"), account_name="Lind") for number in range(3)]
+    assert set(refs_of(signed_in(app, operators).get("/ops/connections?q=lin"))) == set(refs)
+
+
+@pytest.mark.parametrize("sort", ["newest", "oldest", "changed"])
+def test_pages_go_on_and_back_in_every_order(
+    app: Flask, house: House, operators: Operators, monkeypatch: pytest.MonkeyPatch, sort: str
+) -> None:
+    monkeypatch.setattr("broker.web.console.connections.ON_A_PAGE", 2)
+    person = house.end_user("jo-1")
+    changed = [3, 1, 3, 5, 2]
+    refs = [
+        house.connection(person, mode="test", updated_at=house.clock.now() + timedelta(minutes=minutes))
+        for minutes in changed
+    ]
+    newest = refs[::-1]
+    expected = {"newest": newest, "oldest": refs, "changed": [refs[3], refs[2], refs[0], refs[4], refs[1]]}[sort]
+    client = signed_in(app, operators)
+    address, seen = f"/ops/connections?mode=test&sort={sort}", []
+    for words in ("1–2 of 5", "3–4 of 5", "5–5 of 5"):
+        page = client.get(address)
+        assert words in text_of(page)
+        seen += refs_of(page)
+        onward = re.search(r'href="([^"]+)" rel="next"', page.get_data(as_text=True))
+        address = unescape(onward[1]) if onward else address
+    assert seen == expected
+    assert onward is None
+    for words, wanted in (("3–4 of 5", expected[2:4]), ("1–2 of 5", expected[:2])):
+        back = re.search(r'href="([^"]+)" rel="prev"', page.get_data(as_text=True))
+        assert back
+        assert "mode=test" in back[1]
+        page = client.get(unescape(back[1]))
+        assert refs_of(page) == wanted
+        assert words in text_of(page)
+    assert 'rel="prev"' not in text_of(page)
+
+
+def test_many_are_counted_no_further_than_needed(
+    app: Flask, house: House, operators: Operators, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("broker.connections.MOST_COUNTED", 2)
+    monkeypatch.setattr("broker.web.console.connections.MOST_COUNTED", 2)
+    for number in range(3):
+        house.connection(house.end_user(f"u{number}"))
+    assert "1–3 of more than 2" in text_of(signed_in(app, operators).get("/ops/connections"))
+
+
+def test_each_filter_can_be_taken_away_alone(app: Flask, house: House, operators: Operators) -> None:
+    house.connection(house.end_user("jo-1"), host_metadata={"plan": "pro"})
+    page = text_of(signed_in(app, operators).get("/ops/connections?mode=live&metadata.plan=pro&sort=oldest"))
+    assert 'href="/ops/connections?mode=live&sort=oldest">Metadata plan: pro' in page
+    assert 'href="/ops/connections?metadata.plan=pro&sort=oldest">Mode: live' in page
+
+
+@pytest.mark.parametrize("place", ["after=", "before=", "sort=changed&after="])
+def test_a_place_from_another_order_is_no_place(app: Flask, house: House, operators: Operators, place: str) -> None:
+    ref = house.connection(house.end_user("jo-1"))
+    client = signed_in(app, operators)
+    cursor = ref if "changed" in place else f"{ref}.1"
+    assert client.get(f"/ops/connections?{place}{cursor}").status_code == 404
+    assert client.get(f"/ops/connections?sort=changed&after={ref}.{'9' * 400}").status_code == 404
+
+
+def test_the_list_is_exported_as_it_is_narrowed_and_that_is_recorded(
+    app: Flask, house: House, operators: Operators, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("broker.connections.EXPORTED_AT_ONCE", 2)
+    jo = house.end_user("=jo", email="+jo@example.com")
+    refs = [house.connection(jo, account_name=name) for name in ("@SUM(1)", "-1", " =2", 'Fine, "quoted"', "=1\n2")]
+    house.connection(house.end_user("sam"), mode="test")
+    answer = signed_in(app, operators, Role.VIEWER).get("/ops/connections.csv?mode=live&sort=oldest&q=%2Bjo@")
+    assert answer.headers["Content-Type"] == "text/csv; charset=utf-8"
+    assert answer.headers["Content-Disposition"].startswith("attachment; filename=")
+    assert answer.headers["Cache-Control"] == "no-store"
+    rows = list(csv.DictReader(io.StringIO(answer.get_data(as_text=True))))
+    assert [row["id"] for row in rows] == refs
+    assert [row["account_name"] for row in rows] == ["'@SUM(1)", "'-1", "' =2", 'Fine, "quoted"', "'=1\n2"]
+    assert {row["end_user_id"] for row in rows} == {"'=jo"}
+    assert {row["end_user_email"] for row in rows} == {"'+jo@example.com"}
+    assert rows[0]["connected_at"].endswith("Z")
+    assert ("operator", "viewer@example.com", "connections.exported", "connections") in house.audited()
+    detail = house.value(sa.select(AuditRecord.detail).where(AuditRecord.action == "connections.exported"))
+    assert detail == {"mode": "live", "search": "given"}
+
+
+def test_an_export_ends_at_its_limit(
+    app: Flask, house: House, operators: Operators, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("broker.connections.EXPORTED_AT_ONCE", 2)
+    monkeypatch.setattr("broker.connections.MOST_EXPORTED", 3)
+    for number in range(5):
+        house.connection(house.end_user(f"u{number}"))
+    answer = signed_in(app, operators).get("/ops/connections.csv")
+    assert len(list(csv.DictReader(io.StringIO(answer.get_data(as_text=True))))) == 3
+
+
+def test_no_export_of_a_list_that_cannot_be_narrowed_so(app: Flask, operators: Operators, house: House) -> None:
+    assert signed_in(app, operators).get("/ops/connections.csv?status=nope").status_code == 400
+    assert not any(action == "connections.exported" for _, _, action, _ in house.audited())
 
 
 def test_errors_keep_the_consoles_header_and_lead_to_the_list(app: Flask, operators: Operators) -> None:
@@ -334,7 +480,7 @@ def test_errors_keep_the_consoles_header_and_lead_to_the_list(app: Flask, operat
     for path, status in (
         ("connections/NOPE", 404),
         ("connections/NOPE/disconnect", 403),
-        ("connections?after=NOPE", 400),
+        ("connections?after=NOPE", 404),
     ):
         answer = client.get(f"/ops/{path}")
         assert answer.status_code == status

@@ -20,6 +20,7 @@ blueprint.add_url_rule("/sign-in", view_func=sign_in.do_sign_in, methods=["POST"
 blueprint.add_url_rule("/sign-out", view_func=sign_in.do_sign_out, methods=["POST"])
 blueprint.add_url_rule("/", view_func=connections.home, methods=["GET"])
 blueprint.add_url_rule("/connections", view_func=connections.list_connections, methods=["GET"])
+blueprint.add_url_rule("/connections.csv", view_func=connections.export_connections, methods=["GET"])
 blueprint.add_url_rule("/connections/<ref>", view_func=connections.show_connection, methods=["GET"])
 blueprint.add_url_rule("/connections/<ref>/check", view_func=connections.check_connection, methods=["POST"])
 blueprint.add_url_rule("/connections/<ref>/retry", view_func=connections.retry_connection, methods=["POST"])
@@ -50,6 +51,7 @@ ROLES: Mapping[str, Role] = MappingProxyType(
         "console.do_sign_out": Role.VIEWER,
         "console.home": Role.VIEWER,
         "console.list_connections": Role.VIEWER,
+        "console.export_connections": Role.VIEWER,
         "console.show_connection": Role.VIEWER,
         "console.list_orphans": Role.VIEWER,
         "console.show_providers": Role.VIEWER,

@@ -2,17 +2,40 @@
 
 from __future__ import annotations
 
+import csv
+import io
+import json
+from collections.abc import Iterable, Iterator
+
 from flask import g, make_response, redirect, render_template, request, url_for
 from flask.typing import ResponseReturnValue
 from werkzeug.wrappers import Response
 
 from broker.audit import Actor
-from broker.connections import ConnectionFilters, ConnectionPage
+from broker.connections import MOST_COUNTED, MOST_EXPORTED, ConnectionPage, ConnectionView, Order
+from broker.contract import iso
+from broker.errors import Refused
 from broker.status import Status
 from broker.web import services
+from broker.web.console.narrowing import MODES, Narrowing
+from broker.web.pages import STATUS_WORDS
 
 ON_A_PAGE = 50
-MODES = ("test", "live")
+ORDERS = {Order.NEWEST: "Newest first", Order.OLDEST: "Oldest first", Order.CHANGED: "Recently changed first"}
+COLUMNS = (
+    "id", "status", "provider", "app", "kind", "account_id", "account_name", "account_type", "mode", "end_user_id",
+    "end_user_email", "end_user_name", "metadata", "scopes", "credential_id", "health", "error", "connected_at",
+    "imported_at", "checked_at", "updated_at",
+)  # fmt: skip
+
+
+class ListWrong(Refused):
+    """The address asks for a list that cannot be narrowed so."""
+
+    code = "list_wrong"
+    status = 400
+    heading = "There is a problem with the filters"
+    advice = "Go back to the list, which says at each field what is wrong."
 
 
 def home() -> Response:
@@ -21,25 +44,53 @@ def home() -> Response:
 
 
 def list_connections() -> Response:
-    """List connections; everything that narrows the list is in its address."""
-    wanted = {name: request.args.get(name, "").strip() for name in ("q", "provider", "status", "mode")}
-    problems = _problems(wanted)
-    page = ConnectionPage((), None)
-    if not problems:
-        cursor = request.args.get("after") or None
-        page = services().connections.page(_filters(wanted), limit=ON_A_PAGE, cursor=cursor)
+    """List connections; everything that narrows and sorts the list is in its address."""
+    narrowing = Narrowing(request.args)
+    page, count = ConnectionPage((), None), 0
+    if not narrowing.problems:
+        connections, order = services().connections, narrowing.order or Order.NEWEST
+        place = {"cursor": narrowing.after, "before": narrowing.before}
+        page = connections.page(narrowing.filters, limit=ON_A_PAGE, order=order, **place)
+        count = connections.count(narrowing.filters) if page.items else 0
+    # Somebody who goes back may meet rows that have come meanwhile: the first page starts at the first.
+    start = narrowing.start if page.previous_cursor else 0
+    apps = list(services().apps)
     text = render_template(
         "console/connections.html",
         page=page,
-        wanted=wanted,
-        narrowed={name: value for name, value in wanted.items() if value},
-        problems=problems,
-        providers={app.provider.name: app.title for app in services().apps},
+        narrowing=narrowing,
+        wanted=narrowing.wanted,
+        problems=narrowing.problems,
+        active=narrowing.active(lambda status: STATUS_WORDS[status].operator),
+        start=start,
+        following=start + len(page.items),
+        preceding=max(0, start - ON_A_PAGE),
+        count=count,
+        most_counted=MOST_COUNTED,
+        most_exported=MOST_EXPORTED,
+        providers=list({app.provider.name: app.title for app in apps}.items()),
+        apps=[(app.key, app.key) for app in apps],
+        kinds=[(kind, kind) for kind in sorted({app.provider.kind for app in apps})],
         statuses=list(Status),
-        modes=MODES,
-        first="after" not in request.args,
+        modes=[(mode, mode) for mode in MODES],
+        orders=ORDERS,
+        empty_again=bool(narrowing.after or narrowing.before),
     )
-    return make_response(text, 400 if problems else 200)
+    return make_response(text, 400 if narrowing.problems else 200)
+
+
+def export_connections() -> Response:
+    """Send the list as CSV, as it is narrowed and sorted; that it was sent stands in the audit trail."""
+    narrowing = Narrowing(request.args)
+    if narrowing.problems:
+        raise ListWrong
+    batches = services().connections.export(
+        narrowing.filters, order=narrowing.order or Order.NEWEST, actor=Actor("operator", g.operator.email)
+    )
+    name = f"connections-{services().clock.now():%Y-%m-%d}.csv"
+    response = Response(_lines(batches), content_type="text/csv; charset=utf-8")
+    response.headers["Content-Disposition"] = f'attachment; filename="{name}"'
+    return response
 
 
 def show_connection(ref: str) -> str:
@@ -80,19 +131,32 @@ def disconnect(ref: str) -> Response:
     return redirect(url_for("console.show_connection", ref=ref, done="disconnect"), 303)
 
 
-def _problems(wanted: dict[str, str]) -> dict[str, str]:
-    problems = {}
-    if wanted["status"] and wanted["status"] not in set(Status):
-        problems["status"] = "There is no such status."
-    if wanted["mode"] and wanted["mode"] not in MODES:
-        problems["mode"] = "The mode is test or live."
-    return problems
+def _lines(batches: Iterable[tuple[ConnectionView, ...]]) -> Iterator[str]:
+    yield _csv([COLUMNS])
+    for batch in batches:
+        yield _csv(map(_cells, batch))
 
 
-def _filters(wanted: dict[str, str]) -> ConnectionFilters:
-    return ConnectionFilters(
-        provider=wanted["provider"] or None,
-        status=Status(wanted["status"]) if wanted["status"] else None,
-        mode=wanted["mode"] or None,
-        search=wanted["q"] or None,
-    )
+def _csv(rows: Iterable[Iterable[str]]) -> str:
+    text = io.StringIO()
+    csv.writer(text).writerows([harmless(cell) for cell in row] for row in rows)
+    return text.getvalue()
+
+
+def harmless(cell: str) -> str:
+    """Return a cell that no spreadsheet takes for a formula."""
+    return f"'{cell}" if cell.lstrip(" ").startswith(("=", "+", "-", "@", "\t", "\r", "\n")) else cell
+
+
+def _cells(item: ConnectionView) -> list[str]:
+    account, person, hand_off = item.account, item.end_user, item.hand_off
+    times = (item.connected_at, hand_off.imported_at, item.health.checked_at, item.updated_at)
+    return [
+        item.ref, item.status.value, item.provider, item.app, item.kind,
+        (account.id or "") if account else "", account.name if account else "",
+        (account.type or "") if account else "", account.mode if account else "",
+        person.id, person.email or "", person.name or "",
+        json.dumps(dict(item.metadata), ensure_ascii=False) if item.metadata else "",
+        " ".join(item.scopes), hand_off.credential_id or "", item.health.status, hand_off.error,
+        *(iso(time) if time is not None else "" for time in times),
+    ]  # fmt: skip
