@@ -12,7 +12,7 @@ from broker.errors import Refused
 from broker.models import Role
 from broker.sessions import SignedInOperator
 from broker.web import cookies, services
-from broker.web.console import audit, connections, orphans, providers, sign_in, webhooks
+from broker.web.console import audit, connections, keys, links, orphans, providers, sign_in, webhooks
 
 blueprint = Blueprint("console", __name__, url_prefix="/ops")
 blueprint.add_url_rule("/sign-in", view_func=sign_in.show_sign_in, methods=["GET"])
@@ -26,6 +26,13 @@ blueprint.add_url_rule("/connections/<ref>/check", view_func=connections.check_c
 blueprint.add_url_rule("/connections/<ref>/retry", view_func=connections.retry_connection, methods=["POST"])
 blueprint.add_url_rule("/connections/<ref>/disconnect", view_func=connections.confirm_disconnect, methods=["GET"])
 blueprint.add_url_rule("/connections/<ref>/disconnect", view_func=connections.disconnect, methods=["POST"])
+blueprint.add_url_rule("/links", view_func=links.list_links, methods=["GET"])
+blueprint.add_url_rule("/links/new", view_func=links.new_link, methods=["GET"])
+blueprint.add_url_rule("/links/new", view_func=links.create_link, methods=["POST"])
+blueprint.add_url_rule("/links/<public_id>/revoke", view_func=links.revoke_link, methods=["POST"])
+blueprint.add_url_rule("/keys", view_func=keys.list_keys, methods=["GET"])
+blueprint.add_url_rule("/keys", view_func=keys.create_key, methods=["POST"])
+blueprint.add_url_rule("/keys/<public_id>/revoke", view_func=keys.revoke_key, methods=["POST"])
 blueprint.add_url_rule("/orphans", view_func=orphans.list_orphans, methods=["GET"])
 blueprint.add_url_rule("/orphans/<credential_id>/forget", view_func=orphans.forget_orphan, methods=["POST"])
 blueprint.add_url_rule("/providers", view_func=providers.show_providers, methods=["GET"])
@@ -53,6 +60,13 @@ ROLES: Mapping[str, Role] = MappingProxyType(
         "console.list_connections": Role.VIEWER,
         "console.export_connections": Role.VIEWER,
         "console.show_connection": Role.VIEWER,
+        "console.list_links": Role.VIEWER,
+        "console.new_link": Role.OPERATOR,
+        "console.create_link": Role.OPERATOR,
+        "console.revoke_link": Role.OPERATOR,
+        "console.list_keys": Role.ADMIN,
+        "console.create_key": Role.ADMIN,
+        "console.revoke_key": Role.ADMIN,
         "console.list_orphans": Role.VIEWER,
         "console.show_providers": Role.VIEWER,
         "console.show_audit": Role.VIEWER,

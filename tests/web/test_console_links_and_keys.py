@@ -1,0 +1,107 @@
+"""Connect links and API keys in the console: made, shown once, listed, taken back."""
+
+from __future__ import annotations
+
+import re
+
+import sqlalchemy as sa
+from flask import Flask
+
+from broker.apikeys import ApiKeys
+from broker.links import LinkRequest
+from broker.models import Link, Role
+from broker.operators import Operators
+from tests.house import House
+from tests.web.test_console import app, csrf_of, house, operators, signed_in, text_of
+
+__all__ = ["app", "house", "operators"]
+
+
+def test_a_link_is_made_and_its_address_shown_once(app: Flask, house: House, operators: Operators) -> None:
+    client = signed_in(app, operators)
+    form = {
+        "csrf_token": csrf_of(client.get("/ops/links/new")), "end_user": "jo-1", "email": "jo@example.com",
+        "app": "stripe", "expires_in": "900", "key": ["plan", ""], "value": ["pro", "left out"],
+    }  # fmt: skip
+    made = client.post("/ops/links/new", data=form)
+    address = re.search(r"http://[^<\"]+/connect/([\w-]{43})<", text_of(made))
+    assert made.status_code == 201
+    assert address
+    assert made.headers["Cache-Control"] == "no-store"
+    assert client.get(f"/connect/{address[1]}").status_code == 200
+    listed = text_of(client.get("/ops/links"))
+    assert address[1] not in listed
+    assert "Opened" in listed
+    assert "operator@example.com" in listed
+    assert house.value(sa.select(Link.host_metadata)) == {"plan": "pro"}
+    assert [record[:3] for record in house.audited()][-1] == ("operator", "operator@example.com", "link.created")
+
+
+def test_what_is_wrong_with_a_link_is_told_at_its_field(app: Flask, operators: Operators) -> None:
+    client = signed_in(app, operators)
+    form = {
+        "csrf_token": csrf_of(client.get("/ops/links/new")), "end_user": "", "email": "<b>", "app": "nope",
+        "return_url": "https://evil.example/", "key": "end_user_id", "value": "x", "expires_in": "abc",
+    }  # fmt: skip
+    page = client.post("/ops/links/new", data=form)
+    assert page.status_code == 422
+    for field in ("id", "email", "apps", "return_url", "metadata"):
+        assert f'id="{field}-wrong"' in text_of(page)
+        assert f'href="#{field}"' in text_of(page)
+    assert 'value="&lt;b&gt;"' in page.get_data(as_text=True)
+
+
+def test_a_link_is_taken_back(app: Flask, house: House, operators: Operators) -> None:
+    made = house.links.create(LinkRequest("jo-1"), created_by="cli")
+    client = signed_in(app, operators)
+    csrf = csrf_of(client.get("/ops/links"))
+    page = client.post(f"/ops/links/{made.id}/revoke", data={"csrf_token": csrf}, follow_redirects=True)
+    assert "Nobody can start through that link" in text_of(page)
+    assert f"Revoke {made.id}" not in text_of(page)
+    assert client.get(made.url.removeprefix("http://localhost:8000")).status_code == 410
+    assert ("operator", "operator@example.com", "link.revoked", made.id) in house.audited()
+
+
+def test_links_are_paged_and_a_viewer_makes_none(app: Flask, house: House, operators: Operators) -> None:
+    for number in range(51):
+        house.links.create(LinkRequest(f"u{number}"), created_by="cli")
+    client = signed_in(app, operators, Role.VIEWER)
+    first = text_of(client.get("/ops/links"))
+    onward = re.search(r'href="([^"]+)" rel="next"', first)
+    assert onward
+    assert first.count('data-label="Link"') == 50
+    assert text_of(client.get(onward[1])).count('data-label="Link"') == 1
+    assert "Revoke" not in first
+    assert "/ops/links/new" not in first
+
+
+def test_a_key_is_made_shown_once_used_and_taken_back(app: Flask, house: House, operators: Operators) -> None:
+    client = signed_in(app, operators, Role.ADMIN)
+    csrf = csrf_of(client.get("/ops/keys"))
+    form = {"csrf_token": csrf, "name": "backend <b>", "scope": ["links:write", "links:read"]}
+    made = client.post("/ops/keys", data=form)
+    key = re.search(r"brk_[\w-]{43}", text_of(made))
+    assert made.status_code == 201
+    assert key
+    listed = client.get("/ops/keys")
+    assert key[0] not in text_of(listed)
+    assert "Never" in text_of(listed)
+    assert "backend &lt;b&gt;" in listed.get_data(as_text=True)
+    (known,) = ApiKeys(house.database, house.clock).list()
+    assert known.scopes == ("links:write", "links:read")
+    gone = client.post(f"/ops/keys/{known.id}/revoke", data={"csrf_token": csrf}, follow_redirects=True)
+    assert "Its next call is refused." in text_of(gone)
+    actions = [record for record in house.audited() if record[2].startswith("api_key.")]
+    assert actions == [
+        ("operator", "admin@example.com", "api_key.created", known.id),
+        ("operator", "admin@example.com", "api_key.revoked", known.id),
+    ]
+
+
+def test_a_key_that_may_do_nothing_is_not_made(app: Flask, house: House, operators: Operators) -> None:
+    client = signed_in(app, operators, Role.ADMIN)
+    csrf = csrf_of(client.get("/ops/keys"))
+    answer = client.post("/ops/keys", data={"csrf_token": csrf, "name": "backend"})
+    assert answer.status_code == 422
+    assert "Scopes must be some of" in text_of(answer)
+    assert ApiKeys(house.database, house.clock).list() == ()
