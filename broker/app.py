@@ -74,6 +74,7 @@ from broker.web.hooks import blueprint as hooks
 from broker.web.metrics import blueprint as metrics
 from broker.web.ops import blueprint as ops
 from broker.webhook_endpoints import WebhookEndpoints
+from broker.workload import Workload
 
 log = structlog.get_logger(__name__)
 
@@ -222,6 +223,7 @@ def build_services(
             audit_chain=audit_chain,
         ),
         jobs=jobs,
+        workload=Workload(database, clock, jobs),
         operators=Operators(database, clock),
         sessions=sessions,
         timeline=Timeline(database),

@@ -429,16 +429,20 @@ class Jobs:
 
     def rearm(self, job_id: int | None = None) -> int:
         """Let one parked job run again, or every one for None. Returns how many."""
-        parked = _jobs.c.state == JobState.PARKED
         with self._database.write() as connection:
-            now = self._database.now(connection)
-            count = connection.execute(
-                sa.update(_jobs)
-                .where(parked if job_id is None else sa.and_(parked, _jobs.c.id == job_id))
-                .values(state=JobState.WAITING, due_at=now, failures=0, failing_since=None, updated_at=now)
-            ).rowcount
+            count = self.rearm_with(connection, job_id)
         self.wakeup.set()
         return count
+
+    def rearm_with(self, connection: Connection, job_id: int | None = None) -> int:
+        """Do the same in the caller's transaction; whoever calls sets `wakeup` after it."""
+        parked = _jobs.c.state == JobState.PARKED
+        now = self._database.now(connection)
+        return connection.execute(
+            sa.update(_jobs)
+            .where(parked if job_id is None else sa.and_(parked, _jobs.c.id == job_id))
+            .values(state=JobState.WAITING, due_at=now, failures=0, failing_since=None, updated_at=now)
+        ).rowcount
 
     def oldest_due(self, kinds_left_out: Sequence[str] = ()) -> tuple[int, timedelta]:
         """Return how many jobs are due, and for how long the first of them has been."""

@@ -46,6 +46,7 @@ from broker.settings import Settings
 from broker.timeline import Timeline
 from broker.verification import Verifications
 from broker.webhook_endpoints import WebhookEndpoints
+from broker.workload import Workload
 
 
 @dataclass(frozen=True)
@@ -88,6 +89,7 @@ class Services:
     oauth_apps: OAuthApps
     doctor: Doctor
     jobs: Jobs
+    workload: Workload
     operators: Operators
     sessions: Sessions
     timeline: Timeline

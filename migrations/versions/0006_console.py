@@ -1,4 +1,4 @@
-"""Indexes for the operators' list: how names and e-mails begin, and what changed last."""
+"""Indexes for the operators' list: how names and e-mails begin, what changed last, and what failed."""
 
 from __future__ import annotations
 
@@ -22,9 +22,12 @@ def upgrade() -> None:
     for name, (table, column) in BEGINNINGS.items():
         op.create_index(name, table, [sa.text(form.format(column))])
     op.create_index("ix_connections_updated_at_id", "connections", ["updated_at", "id"])
+    failed = sa.text("error IS NOT NULL")
+    op.create_index("ix_jobs_failed", "jobs", ["state", "id"], sqlite_where=failed, postgresql_where=failed)
 
 
 def downgrade() -> None:
+    op.drop_index("ix_jobs_failed", table_name="jobs")
     op.drop_index("ix_connections_updated_at_id", table_name="connections")
     for name, (table, _) in BEGINNINGS.items():
         op.drop_index(name, table_name=table)

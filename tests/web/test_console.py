@@ -79,7 +79,7 @@ def console_rules(app: Flask) -> list[tuple[str, str, str]]:
     for rule in app.url_map.iter_rules():
         if rule.rule.startswith("/ops"):
             path = rule.rule.replace("<ref>", "AAAA-BBBB-CCCC").replace("<credential_id>", "crd_1")
-            path = path.replace("<public_id>", "whe_x").replace("<event_id>", "evt_x")
+            path = path.replace("<public_id>", "whe_x").replace("<event_id>", "evt_x").replace("<int:job_id>", "1")
             found += [(method, path, rule.endpoint) for method in (rule.methods or set()) - {"HEAD", "OPTIONS"}]
     return found
 
