@@ -632,6 +632,86 @@ def ops_list_bad_filter(scene: Scene) -> None:
     expect(scene.page.get_by_text("No connections match")).to_be_hidden()
 
 
+@state("Connections", primary="Apply filters")
+def ops_list_filtered(scene: Scene) -> None:
+    scene.connect()
+    scene.page.context.clear_cookies()
+    scene.sign_in()
+    scene.go(f"/ops/connections?mode=test&user={scene.end_user}&sort=changed")
+    expect(scene.page.get_by_role("list", name="Active filters")).to_contain_text("Mode: test")
+    expect(scene.page.get_by_text("1–1 of 1")).to_be_visible()
+
+
+@state("Create connect link", primary="Create link")
+def ops_link_new(scene: Scene) -> None:
+    scene.sign_in()
+    scene.go("/ops/links/new")
+
+
+@state("Create connect link", status=422, primary="Create link", error=True)
+def ops_link_wrong(scene: Scene) -> None:
+    scene.sign_in()
+    scene.go("/ops/links/new")
+    scene.page.get_by_label("End user id").fill(scene.end_user)
+    scene.page.get_by_label("Return address").fill("https://elsewhere.example/")
+    scene.press("Create link")
+    expect(scene.page.get_by_label("Return address")).to_have_attribute("aria-invalid", "true")
+
+
+@state("Connect link created")
+def ops_link_created(scene: Scene) -> None:
+    scene.sign_in()
+    scene.go("/ops/links/new")
+    scene.page.get_by_label("End user id").fill(scene.end_user)
+    scene.press("Create link")
+
+
+@state("Connect links")
+def ops_links(scene: Scene) -> None:
+    scene.connect()
+    scene.link()
+    scene.page.context.clear_cookies()
+    scene.sign_in()
+    scene.go("/ops/links")
+    expect(scene.page.get_by_text("Not opened").first).to_be_visible()
+
+
+@state("Jobs")
+def ops_jobs_none_parked(scene: Scene) -> None:
+    scene.sign_in()
+    scene.go("/ops/jobs?state=retrying")
+
+
+@state("Jobs")
+def ops_jobs_parked(scene: Scene) -> None:
+    done_parked(scene)
+    scene.page.context.clear_cookies()
+    scene.sign_in()
+    scene.go("/ops/jobs?state=parked")
+    expect(scene.page.get_by_role("table")).to_be_visible()
+
+
+@state("Settings")
+def ops_settings(scene: Scene) -> None:
+    scene.sign_in()
+    scene.go("/ops/settings")
+
+
+@state("API keys", primary="Create key")
+def ops_keys(scene: Scene) -> None:
+    scene.sign_in()
+    scene.go("/ops/keys")
+
+
+@state("API key created")
+def ops_key_created(scene: Scene) -> None:
+    scene.sign_in()
+    scene.go("/ops/keys")
+    scene.page.get_by_label("Name").fill("backend in production")
+    scene.page.get_by_label("links:write").check()
+    scene.press("Create key")
+
+
 @state("New Account")
 def ops_details(scene: Scene) -> None:
     scene.connect()

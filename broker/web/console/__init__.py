@@ -12,7 +12,7 @@ from broker.errors import Refused
 from broker.models import Role
 from broker.sessions import SignedInOperator
 from broker.web import cookies, services
-from broker.web.console import audit, connections, jobs, keys, links, orphans, providers, sign_in, webhooks
+from broker.web.console import audit, connections, jobs, keys, links, orphans, providers, settings, sign_in, webhooks
 
 blueprint = Blueprint("console", __name__, url_prefix="/ops")
 blueprint.add_url_rule("/sign-in", view_func=sign_in.show_sign_in, methods=["GET"])
@@ -33,6 +33,7 @@ blueprint.add_url_rule("/links/<public_id>/revoke", view_func=links.revoke_link,
 blueprint.add_url_rule("/jobs", view_func=jobs.list_jobs, methods=["GET"])
 blueprint.add_url_rule("/jobs/retry", view_func=jobs.retry_jobs, methods=["POST"])
 blueprint.add_url_rule("/jobs/<int:job_id>/retry", view_func=jobs.retry_job, methods=["POST"])
+blueprint.add_url_rule("/settings", view_func=settings.show_settings, methods=["GET"])
 blueprint.add_url_rule("/keys", view_func=keys.list_keys, methods=["GET"])
 blueprint.add_url_rule("/keys", view_func=keys.create_key, methods=["POST"])
 blueprint.add_url_rule("/keys/<public_id>/revoke", view_func=keys.revoke_key, methods=["POST"])
@@ -70,6 +71,7 @@ ROLES: Mapping[str, Role] = MappingProxyType(
         "console.list_jobs": Role.VIEWER,
         "console.retry_job": Role.OPERATOR,
         "console.retry_jobs": Role.OPERATOR,
+        "console.show_settings": Role.VIEWER,
         "console.list_keys": Role.ADMIN,
         "console.create_key": Role.ADMIN,
         "console.revoke_key": Role.ADMIN,
