@@ -21,7 +21,7 @@ from broker.web.console.narrowing import MODES, Narrowing
 from broker.web.pages import STATUS_WORDS
 
 ON_A_PAGE = 50
-ORDERS = {Order.NEWEST: "Newest first", Order.OLDEST: "Oldest first", Order.CHANGED: "Recently changed first"}
+ORDERS = {Order.NEWEST: "Newest", Order.OLDEST: "Oldest", Order.CHANGED: "Recently changed"}
 COLUMNS = (
     "id", "status", "provider", "app", "kind", "account_id", "account_name", "account_type", "mode", "end_user_id",
     "end_user_email", "end_user_name", "metadata", "scopes", "credential_id", "health", "error", "connected_at",
