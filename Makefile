@@ -27,7 +27,7 @@ install = { test -x $(BIN)/uv && $(uv) --require-hashes --requirements $(1); } |
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: demo test setup lint types sure bench browser format translations pins help
+.PHONY: demo test setup lint types sure bench browser format translations documents pins help
 
 ##@ Start here
 
@@ -67,6 +67,9 @@ browser: setup ## Find a Chromium for the browser tests, or try to get one
 
 translations: setup ## Bring the catalogues of the pages' languages up to date with what pages say
 	@$(BIN)/python -m tests.translations
+
+documents: setup ## Bring the tables of docs/configuration.md up to date with the settings
+	@$(BIN)/python -m tests.documents
 
 pins: setup ## Pin the newest versions that pyproject.toml allows
 	@for file in "requirements.txt" "requirements-dev.txt --group dev"; do \
