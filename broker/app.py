@@ -13,6 +13,7 @@ from typing import TextIO
 import structlog
 from flask import Flask, redirect, url_for
 from flask_migrate import Migrate
+from flask_migrate.cli import db as migrations
 
 from broker import __version__, logs
 from broker.apikeys import ApiKeys
@@ -100,8 +101,9 @@ def create_app(settings: Settings | None = None, *, clock: Clock | None = None, 
     for blueprint in (connect, connections, console, api, docs, hooks, ops, metrics):
         app.register_blueprint(blueprint)
     limits.init_app(app, settings)
-    # For `flask --app wsgi …`; there `db` is Flask-Migrate's, which comes first.
+    # For `flask --app wsgi …`. Flask-Migrate's own commands, for making migrations, go by another name than our `db`.
     app.cli = BrokerCommands(app.name)
+    app.cli.add_command(migrations, "migrations")
     return app
 
 

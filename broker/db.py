@@ -17,7 +17,7 @@ from datetime import UTC, datetime
 from functools import cache, partial
 from importlib.resources import files
 from pathlib import Path
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import sqlalchemy as sa
 from flask_sqlalchemy import SQLAlchemy
@@ -29,6 +29,9 @@ from sqlalchemy.pool import ConnectionPoolEntry
 
 from broker.clock import Clock
 from broker.errors import BrokerError
+
+if TYPE_CHECKING:
+    from alembic.config import Config
 
 SQLITE_BUSY_MS = 8_000
 """How long a writer waits for another process's write lock; well inside the 20 s a callback may take."""
@@ -80,6 +83,13 @@ class SchemaBehind(BrokerError):
     heading = "We are updating"
     advice = "Try again in a few minutes."
     cure = "Run `broker db upgrade`."
+
+
+class NoSuchRevision(BrokerError):
+    """The tables cannot be taken to a revision: this version does not know it, or it is not an older one."""
+
+    code = "no_such_revision"
+    cure = "`broker db current` tells the revisions; a version knows those up to its own."
 
 
 class UtcDateTime(sa.types.TypeDecorator[datetime]):
@@ -404,10 +414,29 @@ def require_current_schema(database: Database) -> None:
 def upgrade(url: str) -> None:
     """Bring the database at `url` to the newest revision. Safe to run from several processes at once."""
     from alembic import command
-    from alembic.config import Config
 
     keep_private(url)
+    command.upgrade(_migrations(url), "head")
+
+
+def downgrade(url: str, revision: str) -> None:
+    """Take the database at `url` back to an older revision; what only newer ones know is dropped.
+
+    Raises NoSuchRevision.
+    """
+    from alembic import command
+    from alembic.util import CommandError
+
+    try:
+        command.downgrade(_migrations(url), revision)
+    except CommandError as failure:
+        raise NoSuchRevision(str(failure)) from None
+
+
+def _migrations(url: str) -> Config:
+    from alembic.config import Config
+
     config = Config()
     config.set_main_option("script_location", str(migrations_path()))
     config.attributes["url"] = url
-    command.upgrade(config, "head")
+    return config

@@ -163,21 +163,28 @@ class Resealing:
                     ).rowcount
         return done
 
-    def retire(self, kid: str, *, actor: Actor) -> None:
-        """Forget a key that nothing is sealed with, so that it may leave the settings. Raises KeyInUse."""
+    def retire(self, kid: str, *, actor: Actor, lost: bool = False) -> int:
+        """Forget a key that nothing is sealed with, so that it may leave the settings; return what it still seals.
+
+        A key that is `lost` may still seal something: without this the broker would never start again. What it seals
+        stays, is told connection by connection, and opens again if the key is put back. Raises KeyInUse.
+        """
         if kid == self._vault.key_ids[0]:
             raise KeyInUse(f"{kid} is the first key: what comes is sealed with it")
+        if lost and kid in self._vault.key_ids:
+            raise KeyInUse(f"{kid} is not lost: it stands in BROKER_ENCRYPTION_KEYS")
         left = {name: count for name, count in self.sealed_with(kid).items() if count}
-        if left:
+        if left and not lost:
             told = ", ".join(f"{count} in {name}" for name, count in left.items())
             raise KeyInUse(f"{kid} still seals {told}")
         self._key_ring.retire(kid)
         with self._database.write() as connection:
             audit.record(
                 connection, at=self._clock.now(), actor_kind=actor.kind, actor=actor.name, action="keys.retired",
-                target=kid,
+                target=kid, detail={"lost": lost, "unreadable": sum(left.values())},
             )  # fmt: skip
-        log.info("keys.retired", kid=kid)
+        log.info("keys.retired", kid=kid, unreadable=sum(left.values()))
+        return sum(left.values())
 
     def sealed_with(self, kid: str) -> Mapping[str, int]:
         """Return how many values of each column a key has sealed."""

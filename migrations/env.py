@@ -75,7 +75,9 @@ if context.is_offline_mode():
     raise SystemExit("Migrations need the database: set DATABASE_URL and run `broker db upgrade`.")
 
 engine = _engine()
-with engine.connect() as connection:
-    _migrate(connection)
-if context.config.attributes.get("url") is not None:
-    engine.dispose()
+try:
+    with engine.connect() as connection:
+        _migrate(connection)
+finally:
+    if context.config.attributes.get("url") is not None:
+        engine.dispose()

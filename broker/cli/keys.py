@@ -65,8 +65,12 @@ def rotate(*, as_json: bool) -> None:
 
 @keys.command()
 @click.argument("kid")
+@click.option("--lost", is_flag=True, help="It is gone for good: give up what it sealed, unless it is put back.")
 @with_appcontext
-def retire(*, kid: str) -> None:
+def retire(*, kid: str, lost: bool) -> None:
     """Forget a key that nothing is sealed with any more, so that it can leave BROKER_ENCRYPTION_KEYS."""
-    services().resealing.retire(kid, actor=COMMAND_LINE)
+    left = services().resealing.retire(kid, actor=COMMAND_LINE, lost=lost)
+    if left:
+        click.echo(f"{kid} is given up, and {left} values with it. `broker doctor` names those that are missed.")
+        return
     click.echo(f"Nothing is sealed with {kid}. Remove it from BROKER_ENCRYPTION_KEYS.")

@@ -12,12 +12,13 @@ import json
 from collections.abc import Iterator, Mapping
 from datetime import datetime, timedelta
 from functools import cache
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 from urllib.parse import quote, urlencode
 
 from joserfc import jwt
 from joserfc.errors import JoseError
 from joserfc.jwk import RSAKey
+from pydantic import Field
 
 from broker.errors import AccountNotPermitted, AccountSuspended, UnusableAnswer
 from broker.http import Answer
@@ -64,13 +65,20 @@ MOST_PAGES = 10
 class GitHubOptions(GitHubAddresses):
     """The GitHub App's registration besides its client id and secret."""
 
-    app_slug: str
-    app_id: int
-    private_key: Secret
-    # What proves that a person may connect an organisation: being its admin, or any active member.
-    org_proof: Literal["admin", "member"] = "admin"
-    # Whether a disconnect also removes the App from the account; everybody's access through it ends with that.
-    uninstall_on_disconnect: bool = False
+    app_slug: Annotated[str, Field(description="The App’s slug: the last part of its public address.")]
+    app_id: Annotated[int, Field(description="The App’s numeric id.")]
+    private_key: Annotated[Secret, Field(description="The App’s private key: PEM, on one line with \\n.")]
+    org_proof: Annotated[
+        Literal["admin", "member"],
+        Field(description="What proves that a person may connect an organisation: being its `admin`, or any `member`."),
+    ] = "admin"
+    uninstall_on_disconnect: Annotated[
+        bool,
+        Field(
+            description="Whether a disconnect also removes the App from the account; everybody’s access through it "
+            "ends with that."
+        ),
+    ] = False
 
 
 def _options(app: OAuthApp) -> GitHubOptions:

@@ -52,8 +52,9 @@ class StripeOptions(AppOptions):
     """The API's address, and what the import carries."""
 
     api_url: Annotated[HttpAddress, Field(json_schema_extra={"env": "STRIPE_API_URL"})] = "https://api.stripe.com"
-    # Handing the refresh token over makes Sequin the one that refreshes.
-    import_refresh_token: bool = False
+    import_refresh_token: Annotated[
+        bool, Field(description="Whether to hand the refresh token over, so that Sequin is the one that refreshes.")
+    ] = False
 
 
 def options(app: OAuthApp) -> StripeOptions:
