@@ -343,7 +343,7 @@ def test_every_metric_named_is_told_and_every_metric_told_is_shown(app: Flask) -
 
 
 def test_labels_are_asked_for_values_they_can_have() -> None:
-    possible = {"status": set(Status), "state": set(JobState)}
+    possible: dict[str, set[str]] = {"status": set(Status), "state": set(JobState)}
     for expression in expressions():
         for label, _, value in re.findall(r"(\w+)(=~?)\"([^\"]*)\"", expression):
             if label != "app":

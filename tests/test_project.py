@@ -25,7 +25,18 @@ EXPECTED = {
     *("pyproject.toml", "requirements.txt", "requirements-dev.txt", "wsgi.py", "Makefile"),
     *("broker", "templates", "migrations", "tests", "docs", "examples", "benchmarks"),
     *("README.md", "CHANGELOG.md", "CONTRIBUTING.md", "SECURITY.md", "LICENSE"),
-    *("Dockerfile", "compose.yaml", "Procfile", "deploy", ".dockerignore", ".env.example", ".gitignore", ".gitattributes", ".ci", ".github"),
+    *(
+        "Dockerfile",
+        "compose.yaml",
+        "Procfile",
+        "deploy",
+        ".dockerignore",
+        ".env.example",
+        ".gitignore",
+        ".gitattributes",
+        ".ci",
+        ".github",
+    ),
 }
 VAGUE_NAMES = {"utils", "util", "helpers", "helper", "common", "manager", "misc"}
 

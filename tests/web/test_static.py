@@ -15,7 +15,7 @@ from broker.settings import CONFIG_SETTINGS
 from tests.web.fakes import ROOT, TOKEN, application, services
 
 STATIC = ROOT / "broker/web/static"
-README = (ROOT / "README.md").read_text(encoding="utf-8")
+HOSTS = (ROOT / "docs/hosts.md").read_text(encoding="utf-8")
 
 
 @pytest.fixture
@@ -45,14 +45,14 @@ def test_other_origins_may_load_the_script_for_hosts_and_nothing_else(client: Fl
             assert "Access-Control-Allow-Origin" not in answer.headers
 
 
-def test_the_readme_tells_the_digest_of_the_script_for_hosts() -> None:
+def test_the_documents_tell_the_digest_of_the_script_for_hosts() -> None:
     digest = hashlib.sha384((STATIC / "connect.js").read_bytes()).digest()
 
-    assert f"`sha384-{base64.b64encode(digest).decode()}`" in README
+    assert f"`sha384-{base64.b64encode(digest).decode()}`" in HOSTS
 
 
-def test_the_readmes_branding_is_made_of_settings() -> None:
-    (block,) = (part for part in README.split("```") if part.startswith("toml\n[branding]"))
+def test_the_documents_branding_is_made_of_settings() -> None:
+    (block,) = (part for part in HOSTS.split("```") if part.startswith("toml\n[branding]"))
     known = {setting.name.partition(".")[2] for setting in CONFIG_SETTINGS if setting.name.startswith("branding.")}
 
     assert set(tomllib.loads(block.removeprefix("toml\n"))["branding"]) <= known

@@ -1,0 +1,106 @@
+"""The documents: links lead somewhere, commands and settings exist, and generated tables are current."""
+
+from __future__ import annotations
+
+import re
+import tomllib
+from pathlib import Path
+
+import pytest
+
+from broker.app import create_app
+from broker.settings.table import APP_FIELDS, CONFIG_SETTINGS
+from tests.documents import CONFIGURATION, ROOT, commands, configuration, known_names, refusal
+from tests.house import make_settings
+
+DOCUMENTS = sorted([*(ROOT / "docs").rglob("*.md"), ROOT / "README.md", ROOT / "SECURITY.md"])
+OF_TESTS = {"BROKER_TEST_DATABASES"}
+OF_HOSTS = {"BROKER_API_KEY", "BROKER_URL"}
+
+
+def text(path: Path) -> str:
+    return path.read_text(encoding="utf-8")
+
+
+def named(path: Path) -> str:
+    return str(path.relative_to(ROOT))
+
+
+def anchors(path: Path) -> set[str]:
+    headings = re.findall(r"^#+ (.*)$", text(path), re.MULTILINE)
+    return {re.sub(r"[^\w -]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+def test_the_tables_of_settings_are_current() -> None:
+    assert text(CONFIGURATION) == configuration(), "run `make documents`"
+
+
+@pytest.mark.parametrize("path", DOCUMENTS, ids=named)
+def test_every_link_leads_somewhere(path: Path) -> None:
+    for target in re.findall(r"\]\(([^)\s]+)\)", text(path)):
+        if target.startswith("https://"):
+            continue
+        place, _, anchor = target.partition("#")
+        file = (path.parent / place).resolve() if place else path
+        assert file.exists(), target
+        assert not anchor or anchor in anchors(file), target
+
+
+@pytest.mark.parametrize("path", DOCUMENTS, ids=named)
+def test_every_command_exists(path: Path) -> None:
+    assert [told for words in commands(text(path)) if (told := refusal(words))] == []
+
+
+def test_commands_are_found_where_they_stand() -> None:
+    shell = "```sh\nA=$(broker keys generate)\ndocker compose run --rm web doctor\nbroker sandbox &  # one\n```\n"
+    assert list(commands(shell + "and `broker db upgrade`")) == [
+        ["keys", "generate"],
+        ["doctor"],
+        ["sandbox"],
+        ["db", "upgrade"],
+    ]
+    assert refusal(["keys", "forget"])
+    assert refusal(["keys", "retire", "--gone"])
+
+
+@pytest.mark.parametrize("path", DOCUMENTS, ids=named)
+def test_every_setting_named_is_one(path: Path) -> None:
+    names = set(re.findall(r"\b(?:BROKER|SEQUIN|STRIPE|GITHUB)_[A-Z_]*[A-Z]\b", text(path)))
+    chosen = set(re.findall(r'env = "(\w+)"', text(path)))
+    assert names - chosen <= known_names() | OF_TESTS | OF_HOSTS
+
+
+@pytest.mark.parametrize("path", DOCUMENTS, ids=named)
+def test_every_toml_file_shown_is_made_of_settings(path: Path) -> None:
+    known = {setting.name for setting in CONFIG_SETTINGS}
+    for block in re.findall(r"^```toml\n(.*?)^```", text(path), re.MULTILINE | re.DOTALL):
+        for section, table in tomllib.loads(block).items():
+            if section != "apps":
+                assert {f"{section}.{key}" for key in table} <= known
+
+
+@pytest.mark.parametrize("path", DOCUMENTS, ids=named)
+def test_every_file_named_is_there(path: Path) -> None:
+    folders = r"broker|deploy|docs|examples|templates|tests|benchmarks"
+    for name in re.findall(rf"`((?:{folders})/[\w./-]+)`", text(path)):
+        assert (ROOT / name).exists(), name
+
+
+def test_every_page_named_is_served(tmp_path: Path) -> None:
+    app = create_app(make_settings(f"sqlite:///{tmp_path}/broker.db", data_dir=tmp_path))
+    served = {re.sub(r"<[^>]*>", "<>", rule.rule).rstrip("/") for rule in app.url_map.iter_rules()}
+    pages = re.findall(r"`(/[a-z][\w./<>-]*)`", "".join(map(text, DOCUMENTS)))
+    missing = {page for page in pages if re.sub(r"<[^>]*>|stripe-test", "<>", page).rstrip("/") not in served}
+    app.extensions["broker"].database.engine.dispose()
+    assert missing <= {"/demo", "/demo/", "/control/log", "/data", "/tmp", "/var/lib/broker"}
+
+
+def test_the_documentation_names_every_document() -> None:
+    index = text(ROOT / "docs/README.md")
+    for path in (ROOT / "docs").rglob("*.md"):
+        assert path.name == "README.md" or f"({path.relative_to(ROOT / 'docs')})" in index
+
+
+def test_every_field_of_an_oauth_app_has_a_meaning() -> None:
+    assert all(field.meaning for field in APP_FIELDS)
+    assert "Option of this provider." not in text(CONFIGURATION)
