@@ -62,7 +62,7 @@ ROLES: Mapping[str, Role] = MappingProxyType(
         "console.do_sign_out": Role.VIEWER,
         "console.home": Role.VIEWER,
         "console.list_connections": Role.VIEWER,
-        "console.export_connections": Role.VIEWER,
+        "console.export_connections": Role.OPERATOR,
         "console.show_connection": Role.VIEWER,
         "console.list_links": Role.VIEWER,
         "console.new_link": Role.OPERATOR,
