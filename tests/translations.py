@@ -28,7 +28,7 @@ OF_PROVIDERS = {"reads", "never", "caveat"}
 """Arguments of `Provider` that do."""
 NOT_FOR_PEOPLE = {
     *("apikeys.py", "circuits.py", "doctor.py", "idempotency.py", "matching.py", "notifications.py", "operators.py"),
-    *("reconciliation.py", "webhook_endpoints.py"),
+    *("reconciliation.py", "webhook_endpoints.py", "workload.py"),
 }
 """Modules whose errors only operators, hosts and command lines see."""
 WIDTH = 120
