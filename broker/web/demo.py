@@ -60,7 +60,11 @@ def manage() -> Response:
 
 def _offered() -> list[OfferedApp]:
     """Return every app, those with an installation page last: their way is the longest."""
-    return sorted(services().apps, key=lambda app: app.provider.install_url is not None)
+    return sorted(services().apps, key=_length)
+
+
+def _length(app: OfferedApp) -> tuple[bool, bool]:
+    return app.provider.install_url is not None, not app.provider.kind_documented
 
 
 def _send(*, manage: bool = False) -> Response:
