@@ -375,7 +375,7 @@ def waiting_for_known_owners(scene: Scene) -> None:
 def connections_waiting(scene: Scene) -> None:
     waiting_for_known_owners(scene)
     scene.page.get_by_role("link", name="See your accounts").click()
-    expect(scene.page.get_by_text("An owner of tidewater-coop has to approve")).to_be_visible()
+    expect(scene.page.get_by_text("An owner of this account has to approve")).to_be_visible()
 
 
 @state("tidewater-coop")
