@@ -129,7 +129,7 @@ LARGE = """
   if (root.scrollWidth > innerWidth) problems.push(`scrolls sideways: ${root.scrollWidth} > ${innerWidth}`);
   for (const e of document.body.querySelectorAll('*')) {
     if (!e.checkVisibility({visibilityProperty: true})) continue;
-    if (e.closest('.skip, thead, pre') || e instanceof SVGElement) continue;
+    if (e.closest('.skip, .unseen, thead, pre') || e instanceof SVGElement) continue;
     const clips = getComputedStyle(e).overflowX !== 'visible' && !e.matches('input, select, textarea');
     if (clips && (e.scrollWidth > e.clientWidth + 1 || e.scrollHeight > e.clientHeight + 1)) {
       problems.push(`cut off: ${e.tagName.toLowerCase()} “${(e.textContent || '').trim().slice(0, 30)}”`);

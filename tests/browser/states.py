@@ -658,7 +658,7 @@ def ops_link_wrong(scene: Scene) -> None:
     expect(scene.page.get_by_label("Return address")).to_have_attribute("aria-invalid", "true")
 
 
-@state("Connect link created")
+@state("Connect link created", status=201)
 def ops_link_created(scene: Scene) -> None:
     scene.sign_in()
     scene.go("/ops/links/new")
@@ -703,7 +703,7 @@ def ops_keys(scene: Scene) -> None:
     scene.go("/ops/keys")
 
 
-@state("API key created")
+@state("API key created", status=201)
 def ops_key_created(scene: Scene) -> None:
     scene.sign_in()
     scene.go("/ops/keys")
@@ -759,7 +759,7 @@ def ops_webhook_off(scene: Scene) -> None:
     scene.go(f"/ops/webhooks/{endpoint}")
 
 
-@state("New Account", primary="Retry import")
+@state("New Account")
 def ops_details_drifted(scene: Scene) -> None:
     scene.connect()
     (connection,) = scene.host.connections(scene.end_user)
