@@ -28,8 +28,8 @@ from broker.db import Base, UtcDateTime, engine_options, prepare, table
 from broker.models import ApiKey, CleanUp, ConnectedAccount, Flow, FlowState, Job, JobState, KeyCanary
 
 ROOT = Path(__file__).parents[2]
-START_SECONDS = 30.0
-PATIENCE_SECONDS = 30.0
+START_SECONDS = 90.0
+PATIENCE_SECONDS = 90.0
 SOON_SECONDS = 60.0
 LOG_SHOWN = 3_000
 
