@@ -13,8 +13,10 @@ token once and, when it is refused, says honestly that the connection was interr
 from __future__ import annotations
 
 import random
+import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import replace
 from datetime import datetime, timedelta
 from typing import Any
@@ -50,6 +52,8 @@ from broker.vault import Vault
 
 REFRESH_SECONDS = 10.0
 """Total time for one refresh; well under a lease, so that nobody takes over what may still be sent."""
+TURN_SECONDS = 1.0
+"""How long a thread waits for another one's call of the same app before it does something else."""
 BUSY_SECONDS = 5.0
 """How soon to look again while another process, perhaps a paused one, may still bring the new token."""
 PAUSED_AT_MOST = timedelta(minutes=10)
@@ -92,6 +96,8 @@ class Refreshes:
         self._jobs = jobs
         self._jitter = jitter
         self._pause = pause
+        self._turns: dict[str, threading.Lock] = {}
+        self._opening = threading.Lock()
 
     def run(self, job: LeasedJob) -> Outcome:
         """Refresh the grant of the connection a job speaks of, record the outcome, and return it."""
@@ -123,17 +129,35 @@ class Refreshes:
             return self._settle(job, Park(failure.code, failure.detail))
         if grant.refresh_token is None:
             return self._settle(job, Done())
-        wait = self._circuits.admit(app_circuit(app.key))
-        if wait is not None:
-            return self._settle(job, self._held_back(app, wait))
-        if not self._begin(job, row):
-            return Done()
-        try:
-            answer = self._ask(app, grant.refresh_token)
-            received_at = self._clock.now()
-        except (OAuthFailure, NetworkError, UnusableAnswer) as failure:
-            return self._failed(job, row, failure)
+        with self._one_call(app) as free:
+            if not free:
+                return self._settle(job, Later(TURN_SECONDS))
+            wait = self._circuits.admit(app_circuit(app.key))
+            if wait is not None:
+                return self._settle(job, self._held_back(app, wait))
+            if not self._begin(job, row):
+                return Done()
+            try:
+                answer = self._ask(app, grant.refresh_token)
+                received_at = self._clock.now()
+            except (OAuthFailure, NetworkError, UnusableAnswer) as failure:
+                return self._failed(job, row, failure)
         return self._keep(job, app, row, grant, answer, received_at)
+
+    @contextmanager
+    def _one_call(self, app: OfferedApp) -> Iterator[bool]:
+        """Let one refresh of an app be under way in this process; False when that takes longer than a turn.
+
+        A registration that is refused all of a sudden is then told by as many calls as there are processes.
+        """
+        with self._opening:
+            turn = self._turns.setdefault(app.key, threading.Lock())
+        free = turn.acquire(timeout=TURN_SECONDS)
+        try:
+            yield free
+        finally:
+            if free:
+                turn.release()
 
     def _ask(self, app: OfferedApp, refresh_token: Secret) -> Mapping[str, object]:
         with self._circuits.watching(app_circuit(app.key)):

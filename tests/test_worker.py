@@ -5,11 +5,13 @@ from __future__ import annotations
 import json
 import threading
 from collections.abc import Iterator
+from io import StringIO
 
 import pytest
 import requests
 import sqlalchemy as sa
 
+from broker import logs
 from broker.jobs import GIVE_UP_AFTER, LEASE_SECONDS
 from broker.journal import FINISH_AFTER
 from broker.models import BrowserSession, ConnectedAccount, Flow, Job, JobState
@@ -97,11 +99,13 @@ def test_a_row_that_stays_poisoned_is_parked_visibly_with_its_connection(bench: 
     assert (row.import_state, row.import_error) == ("parked", "internal_error")
 
 
-def test_what_nobody_foresaw_is_logged_without_a_secret(bench: Bench, capsys: pytest.CaptureFixture[str]) -> None:
+def test_what_nobody_foresaw_is_logged_without_a_secret(bench: Bench) -> None:
     connect(bench, 1)
     poison(bench, "acct_0")
+    written = StringIO()
+    logs.configure("DEBUG", "json", written)
     bench.worker.run_once()
-    printed = "".join(capsys.readouterr())
+    printed = written.getvalue()
     assert "worker.job_failed" in printed
     assert "SENTINEL" not in printed
 

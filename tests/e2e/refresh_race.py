@@ -124,6 +124,8 @@ def restart_workers(world: World, *, token_life: float) -> datetime:
     world.environment["STRIPE_APP_ACCESS_SECONDS"] = f"{token_life:.0f}"
     for number in range(WORKERS):
         world.stop(_name(number))
+    # Not one by one: those that still hold other settings would tell another story meanwhile.
+    for number in range(WORKERS):
         world.start_worker(_name(number), threads=THREADS)
     return datetime.now(UTC)
 

@@ -16,7 +16,7 @@ import requests
 from tests.e2e import handoff_checker
 from tests.e2e.handoff_checker import IMPORT_PATH, Evidence, Exchange, gather, violations
 from tests.e2e.test_disconnect import disconnect, ended
-from tests.e2e.world import ROOT, Witness, World, eventually
+from tests.e2e.world import ROOT, Witness, World, eventually, forget_everything
 
 Plant = Callable[[Evidence], None]
 
@@ -34,7 +34,9 @@ def sound_world(running_world: World, diary: Path) -> World:
     world.end_outage()
     world.settle()
     world.control("reset")
-    world.close_circuits()
+    with world.database() as connection:
+        # The sandbox's accounts are the same again: nobody may have connected one before.
+        forget_everything(connection)
     _connect(world, diary, "checker-ana", "stripe")
     _connect(world, diary, "checker-bob", "github", account="solo-sam")
     for _ in range(2):

@@ -366,7 +366,7 @@ def test_an_unknown_cursor_or_reference_is_refused(client: FlaskClient, key: dic
 
 
 def test_asking_for_the_import_again(house: House, client: FlaskClient, key: dict[str, str]) -> None:
-    ref = house.connection(house.end_user("user-1"), import_state=ImportState.PARKED)
+    ref = house.connection(house.end_user("user-1"), import_state=ImportState.PARKED, grant_sealed=b"kept")
     for _ in range(2):
         answer = client.post(f"/api/v1/connections/{ref}/retry", headers=key)
         assert (answer.status_code, answer.get_json()) == (202, {"ref": ref})
