@@ -139,9 +139,10 @@ class Person:
         return self._keep(self.browser.post(url, data=fields, allow_redirects=False, timeout=60))
 
     def press(self, page: requests.Response, leads_to: str, /, **fields: str) -> requests.Response:
-        """Send the form of `page` that goes to an address containing `leads_to`."""
-        for address, values in Form(page.text).forms:
-            target = urljoin(page.url, address)
+        """Send the form of `page` that goes to an address ending with `leads_to`, or else to one containing it."""
+        targets = [(urljoin(page.url, address), values) for address, values in Form(page.text).forms]
+        # The end first: one OAuth app's key may begin with another's.
+        for target, values in sorted(targets, key=lambda one: not one[0].endswith(leads_to)):
             if leads_to in target:
                 return self.post(target, values | fields)
         raise AssertionError(f"no form leads to {leads_to!r} on {page.url}:\n{page.text}")
@@ -445,14 +446,15 @@ class World:
         """Return the credentials that the sandbox's Sequin holds."""
         return list(self.control("state")["credentials"])
 
-    def sequin_app(self, provider: str) -> str:
-        """Return the id under which the sandbox's Sequin knows a provider's OAuth app."""
+    def sequin_app(self, key: str) -> str:
+        """Return the id under which the sandbox's Sequin knows an OAuth app; two may be of one provider."""
+        client_id = self.environment[f"{key.upper()}_CLIENT_ID"]
         answer = requests.get(
             f"{self.sandbox_url}/sequin/v1/oauth-apps",
             headers={"Authorization": f"Bearer {self.environment['SEQUIN_API_TOKEN']}"},
             timeout=10,
         )
-        return next(str(app["id"]) for app in answer.json()["data"] if app["provider"] == provider)
+        return next(str(app["id"]) for app in answer.json()["data"] if app["client_id"] == client_id)
 
 
 def command(
