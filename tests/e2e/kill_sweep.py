@@ -287,7 +287,7 @@ NAMED = {
     "2xx read": "read POST /sequin/v1/credentials",
     "outcome committed": "committed Deliveries._record",
     "verification committed": "committed Verifications.run",
-    "disconnect committed": "committed Disconnections.request",
+    "disconnect committed": "committed Disconnections._request",
     "revocation sent": "sent POST /stripe/oauth/deauthorize",
     "revocation committed": "committed Disconnections._revoked",
     "removal sent": "sent DELETE /sequin/v1/credentials/…",
