@@ -15,7 +15,8 @@ CONNECTIONS = 12
 SECONDS = 12.0
 
 
-@pytest.fixture(scope="module", params=DATABASES)
+# One world for each race: connections of an earlier one would be counted with those of this one.
+@pytest.fixture(params=DATABASES)
 def world(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
     databases: Databases = request.getfixturevalue(f"{request.param}_databases")
     with databases.migrated() as url, racing_world(tmp_path_factory.mktemp("race"), url) as opened:
