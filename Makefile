@@ -38,7 +38,7 @@ demo: export SANDBOX_PORT := $(SANDBOX_PORT)
 demo: export DATA_DIR := $(DATA_DIR)
 
 test: setup browser ## Run every test; `make test ARGS="-k callback"` runs some
-	@$(BIN)/python -m pytest $(ARGS)
+	@$(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --dist loadfile $(ARGS)
 
 ##@ While working
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import random
 import threading
 from collections.abc import Callable
+from datetime import datetime
 from typing import Any
 
 import sqlalchemy as sa
@@ -220,7 +221,7 @@ class Probes:
     def _again(self) -> Later:
         return Later(EVERY_SECONDS * (1 - JITTER * self._jitter()))
 
-    def _now(self) -> Any:
+    def _now(self) -> datetime:
         return self._clock.now()
 
     def _settle(self, job: LeasedJob, outcome: Outcome) -> Outcome:
@@ -229,7 +230,7 @@ class Probes:
         return outcome
 
 
-def mark_revoked(connection: Connection, row: Row[Any], *, jobs: Jobs, actor: str, why: str, now: Any) -> bool:
+def mark_revoked(connection: Connection, row: Row[Any], *, jobs: Jobs, actor: str, why: str, now: datetime) -> bool:
     """Record, in the caller's transaction, that access to the account in `row` has ended at the provider.
 
     Returns False when the connection was reconnected or ended meanwhile, which then wins.

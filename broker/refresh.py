@@ -97,7 +97,7 @@ class Refreshes:
         self._jitter = jitter
         self._pause = pause
         self._turns: dict[str, threading.Lock] = {}
-        self._opening = threading.Lock()
+        self._turns_lock = threading.Lock()
 
     def run(self, job: LeasedJob) -> Outcome:
         """Refresh the grant of the connection a job speaks of, record the outcome, and return it."""
@@ -150,7 +150,7 @@ class Refreshes:
 
         A registration that is refused all of a sudden is then told by as many calls as there are processes.
         """
-        with self._opening:
+        with self._turns_lock:
             turn = self._turns.setdefault(app.key, threading.Lock())
         free = turn.acquire(timeout=TURN_SECONDS)
         try:

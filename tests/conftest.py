@@ -17,8 +17,6 @@ LOOPBACK = ["127.0.0.1", "::1", "localhost"]
 DATABASES = [name for name in os.environ.get("BROKER_TEST_DATABASES", "sqlite,postgresql").split(",") if name]
 """Which databases the tests that need one run on; `BROKER_TEST_DATABASES=sqlite` is quicker while working."""
 
-without_browser = pytest.StashKey[bool]()
-
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Keep every socket closed except, on loopback, for the tests that are about the network."""
@@ -30,9 +28,10 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             item.add_marker(pytest.mark.allow_hosts(LOOPBACK))
 
 
-def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
     """Say loudly what was not tested."""
-    if config.stash.get(without_browser, False):
+    # From the reports, not from this process's memory: the tests ran in others.
+    if any(chromium.MISSING in str(report.longrepr) for report in terminalreporter.getreports("skipped")):
         terminalreporter.write_sep("!", chromium.MISSING, red=True, bold=True)
     left_out = {"sqlite", "postgresql"} - set(DATABASES)
     if left_out:
@@ -40,11 +39,10 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: p
 
 
 @pytest.fixture(scope="session")
-def chromium_path(request: pytest.FixtureRequest) -> Path:
+def chromium_path() -> Path:
     """A Chromium that starts; without one the test is skipped and the summary says so."""
     path = chromium.find()
     if path is None:
-        request.config.stash[without_browser] = True
         pytest.skip(chromium.MISSING)
     return path
 

@@ -9,7 +9,7 @@ import pytest
 
 from tests.conftest import DATABASES
 from tests.databases import Databases
-from tests.e2e.kill_sweep import Journey, Run, summary
+from tests.e2e.kill_sweep import Journey, Run
 from tests.e2e.world import Person, World
 
 _numbers = itertools.count(1)
@@ -53,10 +53,15 @@ def end_user() -> str:
     return f"person-{next(_numbers)}"
 
 
+SWEPT = "kill sweep"
+"""The property of a test under which it tells the summary what was swept: tests run in other processes."""
+
 kill_runs = pytest.StashKey[dict[str, dict[Journey, list[Run]]]]()
 
 
-def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
     """Say how much was swept."""
-    if swept := config.stash.get(kill_runs, {}):
-        terminalreporter.write_line(f"kill sweep: {summary(swept)}")
+    for report in terminalreporter.getreports("passed"):
+        for name, said in report.user_properties:
+            if name == SWEPT:
+                terminalreporter.write_line(f"{SWEPT}: {said}")

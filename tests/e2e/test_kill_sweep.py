@@ -2,14 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import pytest
 
 from tests.conftest import DATABASES
 from tests.databases import Databases
-from tests.e2e.conftest import kill_runs
-from tests.e2e.kill_sweep import JOURNEYS, NAMED, STARTS_AGAIN, DoomedWorld, Journey, doomed_world, outcome, sweep
+from tests.e2e.conftest import SWEPT, kill_runs
+from tests.e2e.kill_sweep import (
+    JOURNEYS,
+    NAMED,
+    STARTS_AGAIN,
+    DoomedWorld,
+    Journey,
+    doomed_world,
+    outcome,
+    summary,
+    sweep,
+)
 
 
 @pytest.fixture(scope="module", params=DATABASES)
@@ -32,11 +42,14 @@ def test_a_kill_at_any_step_leaves_nothing_amiss(
     assert {run.point for run in runs if run.started_again} == {run.point for run in runs} & STARTS_AGAIN
 
 
-def test_the_kill_points_of_the_promise_are_among_the_steps(request: pytest.FixtureRequest) -> None:
+def test_the_kill_points_of_the_promise_are_among_the_steps(
+    request: pytest.FixtureRequest, record_property: Callable[[str, object], None]
+) -> None:
     swept = request.config.stash.get(kill_runs, {})
     whole = {database: runs for database, runs in swept.items() if set(runs) == set(JOURNEYS)}
     if not whole:
         pytest.skip("the sweep itself was left out")
+    record_property(SWEPT, summary(whole))
     for database, journeys in whole.items():
         steps = {run.step for runs in journeys.values() for run in runs}
         assert {name for name, step in NAMED.items() if step not in steps} == set(), database

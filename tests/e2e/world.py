@@ -5,6 +5,7 @@ from __future__ import annotations
 import html
 import json
 import os
+import random
 import re
 import signal
 import socket
@@ -32,6 +33,7 @@ START_SECONDS = 90.0
 PATIENCE_SECONDS = 90.0
 SOON_SECONDS = 60.0
 LOG_SHOWN = 3_000
+PORTS = (10_000, 32_000)
 
 Found = TypeVar("Found")
 
@@ -52,10 +54,15 @@ def eventually(look: Callable[[], Found | None], *, within: float = PATIENCE_SEC
 
 
 def free_port() -> int:
-    """Return a port nobody listens on."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
+    """Return a port nobody listens on, at random: others that run beside us look for one in the same moment.
+
+    Not from the system's own range: whoever calls out meanwhile would be given it before it is listened on.
+    """
+    while True:
+        port = random.randrange(*PORTS)
+        with socket.socket() as probe, suppress(OSError):
+            probe.bind(("127.0.0.1", port))
+            return port
 
 
 def let_pass(connection: sa.Connection, seconds: float = 10.0) -> bool:
