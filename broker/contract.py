@@ -8,20 +8,12 @@ from __future__ import annotations
 
 from datetime import UTC, datetime
 from enum import StrEnum
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PlainSerializer, WithJsonSchema, model_validator
 from pydantic.config import JsonDict
 
 from broker.text import ONE_LINE, ONE_LINE_WITH_AT, VISIBLE_LINE
-
-if TYPE_CHECKING:
-    from broker.apps import OfferedApp
-    from broker.circuits import OpenCircuit
-    from broker.confirmation import FlowView
-    from broker.connections import ConnectionView
-    from broker.erasure import Erasure
-    from broker.links import CreatedLink, LinkView
 
 LONGEST_ID, LONGEST_EMAIL, LONGEST_NAME, LONGEST_ADDRESS = 255, 320, 200, 2_000
 LONGEST_LINK_LIFE = 7 * 86_400
@@ -195,11 +187,6 @@ class CreatedLinkAnswer(Given):
     url: str
     expires_at: Time
 
-    @classmethod
-    def of(cls, link: CreatedLink) -> CreatedLinkAnswer:
-        """Return the answer for a link just made."""
-        return cls(id=link.id, url=link.url, expires_at=link.expires_at)
-
 
 class SavedConnectionAnswer(Given):
     """What a link has connected."""
@@ -229,23 +216,6 @@ class LinkAnswer(Given):
     created_at: Time
     expires_at: Time
 
-    @classmethod
-    def of(cls, link: LinkView) -> LinkAnswer:
-        """Return the answer for a link."""
-        return cls(
-            id=link.id,
-            state=link.state,
-            end_user=EndUserIdAnswer(id=link.end_user_id),
-            apps=None if link.apps is None else list(link.apps),
-            return_url=link.return_url,
-            connection=link.reconnects,
-            confirm=link.confirm,
-            manage=link.manage,
-            connections=[SavedConnectionAnswer(app=saved.app, ref=saved.ref) for saved in link.connections],
-            created_at=link.created_at,
-            expires_at=link.expires_at,
-        )
-
 
 # --- flows --------------------------------------------------------------------------------------------
 
@@ -270,20 +240,6 @@ class FlowAnswer(Given):
     connection: Annotated[Ref | None, Field(description="What it has connected, once done.")]
     updated_at: Time
 
-    @classmethod
-    def of(cls, flow: FlowView) -> FlowAnswer:
-        """Return the answer for a flow."""
-        return cls(
-            ref=flow.ref,
-            state=flow.state.value,
-            hold=flow.hold,
-            failure=flow.failure,
-            app=flow.app,
-            end_user=EndUserIdAnswer(id=flow.end_user_id),
-            connection=flow.connection,
-            updated_at=flow.updated_at,
-        )
-
 
 # --- OAuth apps ---------------------------------------------------------------------------------------
 
@@ -301,20 +257,6 @@ class AppAnswer(Given):
         Time | None, Field(description="Since when nobody is sent to the provider; null while it answers.")
     ]
     next_try_at: Time | None
-
-    @classmethod
-    def of(cls, app: OfferedApp, circuit: OpenCircuit | None) -> AppAnswer:
-        """Return the answer for an app, with the circuit that is open for it."""
-        return cls(
-            key=app.key,
-            provider=app.provider.name,
-            title=app.title,
-            kind=app.provider.kind,
-            scopes=list(app.scopes),
-            why=app.config.why,
-            unavailable_since=circuit.since if circuit else None,
-            next_try_at=circuit.next_try_at if circuit else None,
-        )
 
 
 class AppsAnswer(Given):
@@ -403,40 +345,6 @@ class ConnectionAnswer(Given):
     created_at: Time
     updated_at: Time
 
-    @classmethod
-    def of(cls, view: ConnectionView) -> ConnectionAnswer:
-        """Return the answer for a connection."""
-        person, account, hand_off = view.end_user, view.account, view.hand_off
-        return cls.model_validate(
-            {
-                "ref": view.ref,
-                "end_user": {"id": person.id, "email": person.email, "name": person.name},
-                "provider": view.provider,
-                "app": view.app,
-                "kind": view.kind,
-                "account": account
-                and {"id": account.id, "name": account.name, "type": account.type, "mode": account.mode},
-                "scopes": list(view.scopes),
-                "status": view.status,
-                "note": view.note,
-                "health": {
-                    "status": view.health.status,
-                    "notes": list(view.health.notes),
-                    "checked_at": view.health.checked_at,
-                },
-                "sequin": {
-                    "credential_id": hand_off.credential_id,
-                    "oauth_app_id": hand_off.oauth_app_id,
-                    "imported_at": hand_off.imported_at,
-                    "verified_at": hand_off.verified_at,
-                },
-                "steps": [{"name": step.name.value, "state": step.state.value, "at": step.at} for step in view.steps],
-                "metadata": dict(view.metadata),
-                "created_at": view.created_at,
-                "updated_at": view.updated_at,
-            }
-        )
-
 
 class ConnectionsAnswer(Given):
     """A page of connections, newest first."""
@@ -461,16 +369,6 @@ class ErasureAnswer(Given):
     state: Literal["erasing"]
     connections_left: Annotated[int, Field(description="Connections whose clean-up is not over yet.")]
     remains: Annotated[list[str], Field(description="What is still there afterwards, in sentences.")]
-
-    @classmethod
-    def of(cls, erasure: Erasure) -> ErasureAnswer:
-        """Return the answer for an erasure under way."""
-        return cls(
-            id=erasure.end_user_id,
-            state="erasing",
-            connections_left=erasure.connections_left,
-            remains=list(erasure.remains),
-        )
 
 
 # --- refusals -----------------------------------------------------------------------------------------

@@ -8,13 +8,13 @@ from dataclasses import asdict
 import click
 from flask.cli import with_appcontext
 
+from broker.answers import connection_answer
 from broker.apikeys import Scope
 from broker.audit import COMMAND_LINE
 from broker.cli.checks import check, forget
 from broker.cli.moving import export_connections, import_connections
 from broker.cli.printing import iso, json_option, say_json, say_table
 from broker.connections import ConnectionFilters, ConnectionView
-from broker.contract import ConnectionAnswer
 from broker.links import LinkRequest
 from broker.models import Role
 from broker.secret import Secret
@@ -207,7 +207,7 @@ def list_connections(end_user: str | None, status: str | None, limit: int, *, as
         if cursor is None:
             break
     if as_json:
-        say_json({"data": [ConnectionAnswer.of(one).model_dump(mode="json") for one in found]})
+        say_json({"data": [connection_answer(one).model_dump(mode="json") for one in found]})
         return
     say_table(
         ("ref", "status", "app", "account", "mode", "end user", "imported"),
@@ -233,7 +233,7 @@ def list_connections(end_user: str | None, status: str | None, limit: int, *, as
 def show_connection(ref: str, *, as_json: bool) -> None:
     """Show one connection."""
     found = services().connections.find(ref)
-    answer = ConnectionAnswer.of(found).model_dump(mode="json")
+    answer = connection_answer(found).model_dump(mode="json")
     if as_json:
         say_json(answer)
         return

@@ -5,9 +5,10 @@ from __future__ import annotations
 from flask import jsonify
 from werkzeug.wrappers import Response
 
+from broker.answers import app_answer
 from broker.apikeys import Scope
 from broker.circuits import app_circuit
-from broker.contract import AppAnswer, AppsAnswer
+from broker.contract import AppsAnswer
 from broker.web import services
 from broker.web.api.calls import Call
 
@@ -15,7 +16,7 @@ from broker.web.api.calls import Call
 def list_apps() -> Response:
     """List the OAuth apps that links can offer, without secrets."""
     look = services().circuits.look
-    answer = AppsAnswer(data=[AppAnswer.of(app, look(app_circuit(app.key))) for app in services().apps])
+    answer = AppsAnswer(data=[app_answer(app, look(app_circuit(app.key))) for app in services().apps])
     return jsonify(answer.model_dump(mode="json"))
 
 

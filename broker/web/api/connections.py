@@ -5,6 +5,7 @@ from __future__ import annotations
 from flask import g, jsonify
 from werkzeug.wrappers import Response
 
+from broker.answers import connection_answer
 from broker.apikeys import Scope
 from broker.audit import Actor
 from broker.connections import ConnectionEnded, ConnectionFilters, ConnectionUnknown, CursorUnknown
@@ -20,13 +21,13 @@ def list_connections() -> Response:
     query, metadata = read_connection_query()
     filters = ConnectionFilters(metadata=metadata, **query.model_dump(exclude={"limit", "cursor"}))
     page = services().connections.page(filters, limit=query.limit, cursor=query.cursor)
-    answer = ConnectionsAnswer(data=list(map(ConnectionAnswer.of, page.items)), next_cursor=page.next_cursor)
+    answer = ConnectionsAnswer(data=list(map(connection_answer, page.items)), next_cursor=page.next_cursor)
     return jsonify(answer.model_dump(mode="json"))
 
 
 def show_connection(ref: str) -> Response:
     """Show one connection."""
-    return jsonify(ConnectionAnswer.of(services().connections.find(ref)).model_dump(mode="json"))
+    return jsonify(connection_answer(services().connections.find(ref)).model_dump(mode="json"))
 
 
 def retry_connection(ref: str) -> tuple[Response, int]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from flask import g, jsonify
 from werkzeug.wrappers import Response
 
+from broker.answers import erasure_answer
 from broker.apikeys import Scope
 from broker.audit import Actor
 from broker.contract import ErasureAnswer
@@ -16,7 +17,7 @@ from broker.web.api.calls import END_USER, Call
 def erase_end_user(end_user_id: str) -> tuple[Response, int]:
     """Disconnect everything of a person, then forget them."""
     erasure = services().erasures.request(end_user_id, actor=Actor("api_key", g.caller.id))
-    return jsonify(ErasureAnswer.of(erasure).model_dump(mode="json")), 202
+    return jsonify(erasure_answer(erasure).model_dump(mode="json")), 202
 
 
 CALLS = (

@@ -5,6 +5,7 @@ from __future__ import annotations
 from flask import g, jsonify
 from werkzeug.wrappers import Response
 
+from broker.answers import flow_answer
 from broker.apikeys import Scope
 from broker.audit import Actor
 from broker.contract import ConfirmBody, FlowAnswer
@@ -18,7 +19,7 @@ def confirm_flow(ref: str) -> Response:
     """Say who came back; the wrong person ends the flow."""
     body = read_body(ConfirmBody)
     flow = services().confirmations.confirm(ref, body.end_user_id, actor=Actor("api_key", g.caller.id))
-    return jsonify(FlowAnswer.of(flow).model_dump(mode="json"))
+    return jsonify(flow_answer(flow).model_dump(mode="json"))
 
 
 CALLS = (
