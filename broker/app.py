@@ -48,6 +48,7 @@ from broker.moving import Moving
 from broker.notifications import Notifications, may_be_told
 from broker.oauth import OAuth
 from broker.operators import Operators
+from broker.overview import Overviews
 from broker.probes import Probes
 from broker.provider_events import ProviderEvents
 from broker.providers import discover
@@ -175,6 +176,7 @@ def build_services(
         database=database,
         apps=apps,
         figures=Figures(database, clock, circuits),
+        overviews=Overviews(database, clock, jobs),
         audit_chain=audit_chain,
         audit_trail=AuditTrail(database, clock),
         key_ring=key_ring,

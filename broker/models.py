@@ -153,7 +153,7 @@ class Link(Base):
     manage: Mapped[bool] = mapped_column(default=False)
     # Who made it: an API key's public id, or "cli".
     created_by: Mapped[str] = mapped_column(sa.String(100))
-    created_at: Mapped[datetime] = mapped_column(UtcDateTime)
+    created_at: Mapped[datetime] = mapped_column(UtcDateTime, index=True)
     expires_at: Mapped[datetime] = mapped_column(UtcDateTime)
     # Null until the page was first shown.
     opened_at: Mapped[datetime | None] = mapped_column(UtcDateTime)
@@ -629,6 +629,18 @@ class AuditRecord(Base):
     action: Mapped[str] = mapped_column(sa.String(64))
     target: Mapped[str] = mapped_column(sa.String(320))
     detail: Mapped[dict[str, Any]] = mapped_column(Json)
+
+
+class CountedOverview(Base):
+    """What was last counted for one period of the console's overview, where counting takes too long for a page."""
+
+    __tablename__ = "counted_overviews"
+
+    # One of overview.Period.
+    period: Mapped[str] = mapped_column(sa.String(8), primary_key=True)
+    counted_at: Mapped[datetime] = mapped_column(UtcDateTime)
+    # An overview.Overview: numbers alone, nothing about anybody.
+    found: Mapped[dict[str, Any]] = mapped_column(Json)
 
 
 class AuditSeal(Base):

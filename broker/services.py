@@ -33,6 +33,7 @@ from broker.matching import OAuthApps
 from broker.moving import Moving
 from broker.notifications import Notifications
 from broker.operators import Operators
+from broker.overview import Overviews
 from broker.probes import Probes
 from broker.provider_events import ProviderEvents
 from broker.purge import Purge
@@ -58,6 +59,7 @@ class Services:
     database: Database
     apps: AppCatalogue
     figures: Figures
+    overviews: Overviews
     audit_chain: AuditChain
     audit_trail: AuditTrail
     key_ring: KeyRing

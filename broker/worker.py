@@ -22,6 +22,8 @@ from broker.flows import Flows
 from broker.jobs import Done, Jobs, LeasedJob, Outcome, Retry
 from broker.journal import FlowJournal
 from broker.notifications import NOTIFY, Notifications
+from broker.overview import KIND as COUNT
+from broker.overview import Overviews
 from broker.probes import Probes
 from broker.provider_events import KIND as PROVIDER_EVENT
 from broker.provider_events import ProviderEvents
@@ -66,6 +68,7 @@ class Worker:
         circuits: Circuits,
         knock: Callable[[], object],
         purge: Purge,
+        overviews: Overviews,
         audit_chain: AuditChain,
         threads: int,
     ) -> None:
@@ -105,6 +108,7 @@ class Worker:
             "discard": discards.run,
             "reconcile": reconciliation.run,
             "purge": purge.run,
+            COUNT: overviews.run,
             "forget": erasures.run,
             "finish": self._finish,
         }

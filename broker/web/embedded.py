@@ -62,6 +62,7 @@ def build_worker(services: Services, threads: int) -> Worker:
         circuits=services.circuits,
         knock=services.sequin.survey,
         purge=services.purge,
+        overviews=services.overviews,
         audit_chain=services.audit_chain,
         threads=threads,
     )

@@ -116,6 +116,18 @@ MEASURE = """
     const found = contrast(rgba(getComputedStyle(e).stroke), behind(e.parentElement));
     if (found < 3) problems.push(`icon of ${found.toFixed(2)}:1: in ${name(e.parentElement)}`);
   }
+  // A pattern's lines and dots are what is seen of it, so they are marks as well as its edge is.
+  for (const e of document.querySelectorAll('.chart .mark, .length .mark, .legend .mark, pattern *')) {
+    const style = getComputedStyle(e), ground = behind(document.querySelector('figure'));
+    const colors = [style.fill, style.stroke].filter((color) => /^rgb/.test(color) && rgba(color)[3]);
+    const found = Math.max(0, ...colors.map((color) => contrast(rgba(color), ground)));
+    if (found < 3) problems.push(`mark of ${found.toFixed(2)}:1: ${e.getAttribute('class')}`);
+  }
+  for (const e of all.filter((e) => e.matches('svg text'))) {
+    const box = e.getBoundingClientRect(), around = e.ownerSVGElement.getBoundingClientRect();
+    const sides = [box.left - around.left, around.right - box.right, box.top - around.top, around.bottom - box.bottom];
+    if (Math.min(...sides) < -1) problems.push(`outside its chart: ${name(e)}`);
+  }
   return problems;
 }
 """

@@ -116,6 +116,8 @@ def test_what_is_wrong_is_found(context: BrowserContext) -> None:
         <form><button class="button">Press</button><input><b id="wide">Again</b></form>
         <p class="cut">Some words that do not fit <svg class="icon" width="9" height="9"><path d="M0 0h9"/></svg></p>
         <a class="ringed" href="/">Ringed</a><img src="data:,">
+        <figure><svg class="chart" width="90" height="20"><rect class="mark" width="9" height="9" fill="#ddd"/>
+        <text x="80" y="9">Seven words</text></svg></figure>
         """
     )
 
@@ -126,7 +128,7 @@ def test_what_is_wrong_is_found(context: BrowserContext) -> None:
         "scrolls sideways", "sticks out: p", "2 h1", "no title", "no language", "id twice: wide",
         "leads nowhere: nobody", "px: a “Small”", "× 30.0 px: button.button",
         ":1: button.button", "edge of 1.36:1: input", "icon of 1.36:1: in p.cut", "cut off: p", "axe image-alt: img",
-        "axe color-contrast: button", "axe target-size",
+        "axe color-contrast: button", "axe target-size", "mark of 1.36:1: mark", "outside its chart: text",
     ):  # fmt: skip
         assert expected in found
     assert len(stops) == len(hidden) == 4

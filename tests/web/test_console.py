@@ -79,7 +79,8 @@ def console_rules(app: Flask) -> list[tuple[str, str, str]]:
     for rule in app.url_map.iter_rules():
         if rule.rule.startswith("/ops"):
             path = rule.rule.replace("<ref>", "AAAA-BBBB-CCCC").replace("<credential_id>", "crd_1")
-            path = path.replace("<public_id>", "whe_x").replace("<event_id>", "evt_x").replace("<int:job_id>", "1")
+            path = path.replace("<public_id>", "whe_x").replace("<event_id>", "evt_x")
+            path = path.replace("<int:job_id>", "1").replace("<key>", "attempts")
             found += [(method, path, rule.endpoint) for method in (rule.methods or set()) - {"HEAD", "OPTIONS"}]
     return found
 
@@ -271,9 +272,10 @@ def test_a_disabled_operator_is_out_with_the_next_click(app: Flask, operators: O
 
 
 @pytest.mark.parametrize("address", ["/ops", "/ops/"])
-def test_the_house_door_leads_to_the_list(app: Flask, operators: Operators, address: str) -> None:
+def test_the_house_door_is_the_overview(app: Flask, operators: Operators, address: str) -> None:
     answer = signed_in(app, operators).get(address)
-    assert (answer.status_code, answer.headers["Location"]) == (303, "/ops/connections")
+    assert answer.status_code == 200
+    assert "<h1>Overview</h1>" in text_of(answer)
 
 
 def test_an_empty_list_says_how_to_begin(app: Flask, operators: Operators) -> None:

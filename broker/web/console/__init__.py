@@ -12,13 +12,26 @@ from broker.errors import Refused
 from broker.models import Role
 from broker.sessions import SignedInOperator
 from broker.web import cookies, services
-from broker.web.console import audit, connections, jobs, keys, links, orphans, providers, settings, sign_in, webhooks
+from broker.web.console import (
+    audit,
+    connections,
+    jobs,
+    keys,
+    links,
+    orphans,
+    overview,
+    providers,
+    settings,
+    sign_in,
+    webhooks,
+)
 
 blueprint = Blueprint("console", __name__, url_prefix="/ops")
 blueprint.add_url_rule("/sign-in", view_func=sign_in.show_sign_in, methods=["GET"])
 blueprint.add_url_rule("/sign-in", view_func=sign_in.do_sign_in, methods=["POST"])
 blueprint.add_url_rule("/sign-out", view_func=sign_in.do_sign_out, methods=["POST"])
-blueprint.add_url_rule("/", view_func=connections.home, methods=["GET"])
+blueprint.add_url_rule("/", view_func=overview.home, methods=["GET"])
+blueprint.add_url_rule("/overview/<key>.csv", view_func=overview.export_overview, methods=["GET"])
 blueprint.add_url_rule("/connections", view_func=connections.list_connections, methods=["GET"])
 blueprint.add_url_rule("/connections.csv", view_func=connections.export_connections, methods=["GET"])
 blueprint.add_url_rule("/connections/<ref>", view_func=connections.show_connection, methods=["GET"])
@@ -61,6 +74,7 @@ ROLES: Mapping[str, Role] = MappingProxyType(
     {
         "console.do_sign_out": Role.VIEWER,
         "console.home": Role.VIEWER,
+        "console.export_overview": Role.VIEWER,
         "console.list_connections": Role.VIEWER,
         "console.export_connections": Role.OPERATOR,
         "console.show_connection": Role.VIEWER,

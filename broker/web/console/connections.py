@@ -38,11 +38,6 @@ class ListWrong(Refused):
     advice = "Go back to the list, which says at each field what is wrong."
 
 
-def home() -> Response:
-    """Lead to the list, until there is an overview."""
-    return redirect(url_for("console.list_connections"), 303)
-
-
 def list_connections() -> Response:
     """List connections; everything that narrows and sorts the list is in its address."""
     narrowing = Narrowing(request.args)
