@@ -144,7 +144,7 @@ def _by_script(world: World, refs: list[str]) -> Drain:
 
 def bare(threads: int) -> None:
     """Do with drivers and requests alone what a hand-off sends and commits, and print the CPU time it took."""
-    connect = _driver(os.environ["DATABASE_URL"])
+    connect = driver(os.environ["DATABASE_URL"])
     database = connect()
     jobs = iter(database("SELECT id, subject_id FROM jobs WHERE kind = 'import' ORDER BY due_at, id"))
     lock = threading.Lock()
@@ -161,7 +161,8 @@ Run = Callable[..., list[Any]]
 """Runs statements, each with its parameters, in one transaction; gives the rows of the last."""
 
 
-def _driver(url: str) -> Callable[[], Run]:
+def driver(url: str) -> Callable[[], Run]:
+    """Return what opens a connection to the database at `url`, by its driver alone."""
     if url.startswith("sqlite"):
         return lambda: _sqlite(url.removeprefix("sqlite:///"))
     return lambda: _postgresql(url.replace("+psycopg", ""))
