@@ -17,7 +17,7 @@ from broker.db import table
 from broker.errors import AccountDisconnected, AccountTaken, BrokerError, LinkSpent, Verdict
 from broker.events import EventType
 from broker.jobs import Jobs
-from broker.models import Claim, ConnectedAccount, Flow, FlowState, ImportState, Job, JobState, Link, LinkUse
+from broker.models import Claim, ConnectedAccount, EndUser, Flow, FlowState, ImportState, Job, JobState, Link, LinkUse
 from broker.oauth import Grant
 from broker.providers.base import Account
 from broker.references import new_ref
@@ -30,6 +30,75 @@ _flows = table(Flow)
 _jobs = table(Job)
 _links = table(Link)
 _uses = table(LinkUse)
+_people = table(EndUser)
+
+# Built once: every flow runs them, and building a statement costs more than running it. What is written is given with
+# the parameters.
+_FLOW = sa.update(_flows).where(_flows.c.id == sa.bindparam("key"))
+_END_FLOW = _FLOW.where(_flows.c.state == FlowState.REDEEMING).returning(
+    _flows.c.end_user_id, _flows.c.link_id, _flows.c.grant_received_at, _flows.c.selector, _flows.c.chosen_account_id
+)
+_HOST = (
+    sa.select(_links.c.host_metadata, _people.c.external_id)
+    .join(_people, _people.c.id == _links.c.end_user_id)
+    .where(_links.c.id == sa.bindparam("link"))
+)
+_CONNECTED_BEFORE = sa.select(
+    _connections.c.id, _connections.c.ref, _connections.c.token_version, _connections.c.disconnected_at
+).where(
+    _connections.c.end_user_id == sa.bindparam("person"),
+    _connections.c.app_key == sa.bindparam("app"),
+    _connections.c.account_id == sa.bindparam("account"),
+    _connections.c.mode == sa.bindparam("mode"),
+)
+_ADD = sa.insert(_connections).returning(_connections)
+_RENEW = sa.update(_connections).where(_connections.c.id == sa.bindparam("key")).returning(_connections)
+_ENDS_CONNECTION = (
+    # The jobs that end access to an account after a disconnect.
+    sa.select(_jobs.c.id)
+    .join(_connections, _connections.c.id == _jobs.c.subject_id)
+    .where(
+        _jobs.c.kind == "revoke",
+        _connections.c.app_key == sa.bindparam("app"),
+        _connections.c.account_id == sa.bindparam("account"),
+        _connections.c.mode == sa.bindparam("mode"),
+    )
+)
+_ENDS_FLOW = (
+    # And after a flow that made no connection.
+    sa.select(_jobs.c.id)
+    .join(_flows, _flows.c.id == _jobs.c.subject_id)
+    .where(
+        _jobs.c.kind == "discard",
+        _flows.c.app_key == sa.bindparam("app"),
+        _flows.c.account_id == sa.bindparam("account"),
+        _flows.c.account_mode == sa.bindparam("mode"),
+    )
+)
+_ENDING = (
+    sa.select(_jobs.c.state, _jobs.c.updated_at)
+    # Apart, so that each way is found through its own index.
+    .where(_jobs.c.id.in_(_ENDS_CONNECTION.union_all(_ENDS_FLOW)))
+    .with_for_update()
+)
+
+
+def _claiming(insert: Any) -> Any:
+    return (
+        insert(_claims)
+        .on_conflict_do_update(
+            index_elements=["app_key", "account_id", "mode"], set_={"end_user_id": _claims.c.end_user_id}
+        )
+        .returning(_claims.c.end_user_id)
+    )
+
+
+_CLAIM = {"sqlite": _claiming(sqlite.insert), "postgresql": _claiming(postgresql.insert)}
+# RETURNING and not the row count: drivers disagree on what that is here.
+_SPEND = {
+    "sqlite": sqlite.insert(_uses).on_conflict_do_nothing().returning(_uses.c.link_id),
+    "postgresql": postgresql.insert(_uses).on_conflict_do_nothing().returning(_uses.c.link_id),
+}
 
 
 class AccountEnding(BrokerError):
@@ -73,29 +142,27 @@ def attach(connection: Connection, what: Attachment, *, vault: Vault, jobs: Jobs
     AccountDisconnected, AccountEnding or LinkSpent; the caller must then roll back.
     """
     flow = connection.execute(
-        sa.update(_flows)
-        .where(_flows.c.id == what.flow_id, _flows.c.state == FlowState.REDEEMING)
-        .values(
-            state=FlowState.DONE, hold=None, grant_sealed=None, choices=None, updated_at=now, ended_at=now,
-        )
-        .returning(
-            _flows.c.end_user_id, _flows.c.link_id, _flows.c.grant_received_at, _flows.c.selector,
-            _flows.c.chosen_account_id,
-        )
+        _END_FLOW,
+        {
+            "key": what.flow_id, "state": FlowState.DONE, "hold": None, "grant_sealed": None, "choices": None,
+            "updated_at": now, "ended_at": now,
+        },
     ).one_or_none()  # fmt: skip
     if flow is None:
         return None
     claim_account(connection, what.app.key, what.account, flow.end_user_id)
     require_settled(connection, what.app.key, what.account, what.proven_from)
-    connection_id, ref = _save(connection, what, flow, vault=vault, jobs=jobs, now=now)
-    connection.execute(sa.update(_flows).where(_flows.c.id == what.flow_id).values(connection_id=connection_id))
-    spend_link(connection, flow.link_id, what.app.key, connection_id, now)
+    host = connection.execute(_HOST, {"link": flow.link_id}).one()
+    saved = _save(connection, what, flow, host.host_metadata, vault=vault, jobs=jobs, now=now)
+    connection.execute(_FLOW, {"key": what.flow_id, "connection_id": saved.id})
+    spend_link(connection, flow.link_id, what.app.key, saved.id, now)
+    ref: str = saved.ref
     note(connection, what.flow_id, "attached", at=now, detail=ref)
     audit.record(
         connection, at=now, actor_kind="end_user", actor=what.flow_ref, action="connection.connected",
         target=ref, detail={"app": what.app.key, "account": what.account.id, "mode": what.account.mode},
     )  # fmt: skip
-    events.changed(connection, connection_id, at=now, what=EventType.CONNECTED)
+    events.changed_row(connection, saved, host.external_id, at=now, what=EventType.CONNECTED)
     jobs.cancel(connection, "finish", what.flow_id)
     return ref
 
@@ -111,15 +178,8 @@ def _claim(connection: Connection, app_key: str, account: Account, end_user_id: 
 
     The row also serialises whatever is decided about one account.
     """
-    insert = sqlite.insert if connection.dialect.name == "sqlite" else postgresql.insert
-    claim = insert(_claims).values(
-        app_key=app_key, account_id=account.id, mode=account.mode, end_user_id=end_user_id
-    )  # fmt: skip
-    owner: int = connection.execute(
-        claim.on_conflict_do_update(
-            index_elements=["app_key", "account_id", "mode"], set_={"end_user_id": _claims.c.end_user_id}
-        ).returning(_claims.c.end_user_id)
-    ).scalar_one()
+    claim = {"app_key": app_key, "account_id": account.id, "mode": account.mode, "end_user_id": end_user_id}
+    owner: int = connection.execute(_CLAIM[connection.dialect.name], claim).scalar_one()
     return owner
 
 
@@ -138,63 +198,29 @@ def require_settled(connection: Connection, app_key: str, account: Account, prov
     locked until this commits: nobody takes up such work meanwhile, and afterwards they see this connection. (Work
     that only now finds out which account it is about waits for the claim instead: `outwait`.)
     """
-    rows = connection.execute(
-        sa.select(_jobs.c.state, _jobs.c.updated_at)
-        # Apart, so that each way is found through its own index.
-        .where(_jobs.c.id.in_(_ends_connection(app_key, account).union_all(_ends_flow(app_key, account))))
-        .with_for_update()
-    ).all()
+    which = {"app": app_key, "account": account.id, "mode": account.mode}
+    rows = connection.execute(_ENDING, which).all()
     if any(row.state == JobState.RUNNING or row.updated_at > proven_from for row in rows):
         raise AccountEnding
 
 
-def _ends_connection(app_key: str, account: Account) -> sa.Select[int]:
-    """Return the jobs that end access to this account after a disconnect."""
-    return (
-        sa.select(_jobs.c.id)
-        .join(_connections, _connections.c.id == _jobs.c.subject_id)
-        .where(
-            _jobs.c.kind == "revoke",
-            _connections.c.app_key == app_key,
-            _connections.c.account_id == account.id,
-            _connections.c.mode == account.mode,
-        )
-    )
-
-
-def _ends_flow(app_key: str, account: Account) -> sa.Select[int]:
-    """Return the jobs that end access to this account after a flow that made no connection."""
-    return (
-        sa.select(_jobs.c.id)
-        .join(_flows, _flows.c.id == _jobs.c.subject_id)
-        .where(
-            _jobs.c.kind == "discard",
-            _flows.c.app_key == app_key,
-            _flows.c.account_id == account.id,
-            _flows.c.account_mode == account.mode,
-        )
-    )
-
-
 def _save(
-    connection: Connection, what: Attachment, flow: Row[Any], *, vault: Vault, jobs: Jobs, now: datetime
-) -> tuple[int, str]:
-    """Save the connection with its delivery; in place when this person had connected this account before."""
+    connection: Connection,
+    what: Attachment,
+    flow: Row[Any],
+    metadata: dict[str, Any],
+    *,
+    vault: Vault,
+    jobs: Jobs,
+    now: datetime,
+) -> Row[Any]:
+    """Save the connection with its delivery and return its row; in place when the account was connected before."""
     account = what.account
-    existing = connection.execute(
-        sa.select(
-            _connections.c.id, _connections.c.ref, _connections.c.token_version, _connections.c.disconnected_at
-        ).where(
-            _connections.c.end_user_id == flow.end_user_id,
-            _connections.c.app_key == what.app.key,
-            _connections.c.account_id == account.id,
-            _connections.c.mode == account.mode,
-        )
-    ).one_or_none()
+    key = {"person": flow.end_user_id, "app": what.app.key, "account": account.id, "mode": account.mode}
+    existing = connection.execute(_CONNECTED_BEFORE, key).one_or_none()
     ref = existing.ref if existing else new_ref()
     version = existing.token_version + 1 if existing else 1
-    metadata = connection.execute(sa.select(_links.c.host_metadata).where(_links.c.id == flow.link_id)).scalar_one()
-    values = {
+    values: dict[str, Any] = {
         "provider": what.app.provider.name,
         "kind": what.app.kind,
         "account_name": account.name,
@@ -217,19 +243,17 @@ def _save(
         if revived is not None:
             # The credential is made anew, and has no metadata.
             values["metadata_digest"] = None
-        connection.execute(sa.update(_connections).where(_connections.c.id == existing.id).values(**values))
-        return existing.id, ref
+        return connection.execute(_RENEW, {"key": existing.id, **values}).one()
     created = connection.execute(
-        sa.insert(_connections)
-        .values(
-            ref=ref, end_user_id=flow.end_user_id, app_key=what.app.key, account_id=account.id, mode=account.mode,
-            created_at=now, **values,
-        )
-        .returning(_connections.c.id)
-    ).scalar_one()  # fmt: skip
-    jobs.enqueue(connection, "import", created)
-    _refresh_in_time(connection, created, what, jobs=jobs, now=now)
-    return created, ref
+        _ADD,
+        {
+            "ref": ref, "end_user_id": flow.end_user_id, "app_key": what.app.key, "account_id": account.id,
+            "mode": account.mode, "created_at": now, **values,
+        },
+    ).one()  # fmt: skip
+    jobs.enqueue(connection, "import", created.id)
+    _refresh_in_time(connection, created.id, what, jobs=jobs, now=now)
+    return created
 
 
 def afresh(now: datetime) -> dict[str, object]:
@@ -275,13 +299,6 @@ def take_back_ending(connection: Connection, connection_id: int, jobs: Jobs) -> 
 
 def spend_link(connection: Connection, link_id: int, app_key: str, connection_id: int, now: datetime) -> None:
     """Spend a link for an OAuth app. Raises LinkSpent when it was spent before."""
-    insert = sqlite.insert if connection.dialect.name == "sqlite" else postgresql.insert
-    spent = connection.execute(
-        insert(_uses)
-        .values(link_id=link_id, app_key=app_key, connection_id=connection_id, spent_at=now)
-        .on_conflict_do_nothing()
-        # Not the row count: drivers disagree on what it is here.
-        .returning(_uses.c.link_id)
-    ).scalar_one_or_none()
-    if spent is None:
+    use = {"link_id": link_id, "app_key": app_key, "connection_id": connection_id, "spent_at": now}
+    if connection.execute(_SPEND[connection.dialect.name], use).scalar_one_or_none() is None:
         raise LinkSpent

@@ -52,6 +52,17 @@ log = structlog.get_logger(__name__)
 
 _connections = table(ConnectedAccount)
 
+# Built once: every import runs them, and building a statement costs more than running it.
+_ENDED = sa.select(sa.func.coalesce(_connections.c.disconnected_at, _connections.c.revoked_at)).where(
+    _connections.c.id == sa.bindparam("key")
+)
+_RECORD = (
+    sa.update(_connections)
+    # A reconnect meanwhile: an outcome speaks of the token before it.
+    .where(_connections.c.id == sa.bindparam("key"), _connections.c.token_version == sa.bindparam("of_version"))
+    .returning(_connections)
+)
+
 
 @dataclass(frozen=True)
 class _Import:
@@ -121,11 +132,9 @@ class Deliveries:
 
         False when somebody else has the job, or when the connection was ended meanwhile, which takes the job back.
         """
-        ended = sa.func.coalesce(_connections.c.disconnected_at, _connections.c.revoked_at)
-        query = sa.select(ended).where(_connections.c.id == row.id)
         with self._database.read() as connection:
             is_covered = self._jobs.covers(connection, job)
-            ended_at = connection.execute(query).scalar_one_or_none()
+            ended_at = connection.execute(_ENDED, {"key": row.id}).scalar_one_or_none()
         if ended_at is not None:
             self._record(job, row, Done(), None, None)
             return False
@@ -190,16 +199,13 @@ class Deliveries:
             gives_up = self._jobs.gives_up(job, judged_at)
             values = self._after(row, outcome, credential, sent, gives_up=gives_up)
             if values:
-                changed = connection.execute(
-                    sa.update(_connections)
-                    # A reconnect meanwhile: this outcome speaks of the token before it.
-                    .where(_connections.c.id == row.id, _connections.c.token_version == row.token_version)
-                    .values(**values)
-                ).rowcount
-                if changed:
+                values |= {"key": row.id, "of_version": row.token_version}
+                changed = connection.execute(_RECORD, values).one_or_none()
+                if changed is not None:
                     # A renewed token goes the same way, and is nobody's news.
                     news = credential is not None and (row.imported_at is None or row.credential_id != credential.id)
-                    events.changed(connection, row.id, at=now, what=EventType.IMPORTED if news else None)
+                    what = EventType.IMPORTED if news else None
+                    events.changed_row(connection, changed, row.external_id, at=now, what=what)
             if credential is not None:
                 self._jobs.enqueue(connection, "verify", row.id, now=judged_at)
                 audit.record(

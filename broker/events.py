@@ -77,7 +77,8 @@ _AS_IT_STANDS = (
     .join(_people, _people.c.id == _connections.c.end_user_id)
     .where(_connections.c.id == sa.bindparam("key"))
 )
-_ADD = sa.insert(_events)
+_ADD = sa.insert(_events).inline()
+_ATTENTION = sa.update(_connections).where(_connections.c.id == sa.bindparam("key"))
 
 
 # --- writing ------------------------------------------------------------------------------------------
@@ -90,6 +91,13 @@ def changed(connection: Connection, connection_id: int, *, at: datetime, what: E
     out here.
     """
     row = connection.execute(_AS_IT_STANDS, {"key": connection_id}).one()
+    changed_row(connection, row, row.external_id, at=at, what=what)
+
+
+def changed_row(
+    connection: Connection, row: Row[Any], end_user: str, *, at: datetime, what: EventType | None = None
+) -> None:
+    """Do the same for who has the connection's whole row as it stands now, and the host's id of its end user."""
     status = status_of(row, at)
     before = Status(row.attention) if row.attention else None
     after = attention_after(before, status)
@@ -99,9 +107,9 @@ def changed(connection: Connection, connection_id: int, *, at: datetime, what: E
     elif before is not None and status is Status.OK:
         happened.append(EventType.RECOVERED)
     if after is not before:
-        connection.execute(sa.update(_connections).where(_connections.c.id == row.id).values(attention=after))
+        connection.execute(_ATTENTION, {"key": row.id, "attention": after})
     for event in happened:
-        _add(connection, event, at, row.external_id, _snapshot(row, status), connection_ref=row.ref)
+        _add(connection, event, at, end_user, _snapshot(row, end_user, status), connection_ref=row.ref)
 
 
 def flow_ended(connection: Connection, flow_id: int, *, at: datetime) -> None:
@@ -134,11 +142,11 @@ def _add(
     connection.execute(_ADD, {"connection_ref": None, "flow_ref": None, **values})
 
 
-def _snapshot(row: Row[Any], status: Status) -> dict[str, Any]:
+def _snapshot(row: Row[Any], end_user: str, status: Status) -> dict[str, Any]:
     """Return how a connection stands, in the words of the API. Columns are named one by one: no secret slips in."""
     return {
         "ref": row.ref,
-        "end_user": {"id": row.external_id},
+        "end_user": {"id": end_user},
         "provider": row.provider,
         "app": row.app_key,
         "kind": row.kind,

@@ -27,6 +27,7 @@ from broker.models import Job, JobState
 LEASE_SECONDS = 30.0
 FIRST_RETRY_SECONDS = 2.0
 LONGEST_RETRY_SECONDS = 900.0
+LONGEST_RETRY = timedelta(seconds=LONGEST_RETRY_SECONDS)
 GIVE_UP_AFTER = timedelta(days=3)
 HASTENED_AT_ONCE = 500
 FRESH_SECONDS = 60.0
@@ -78,6 +79,28 @@ _RENEW = (
     .returning(_jobs.c.id)
 )
 _HELD_UNTIL = sa.select(_jobs.c.due_at).where(*_MINE)
+_CANCEL = (
+    sa.update(_jobs)
+    .where(
+        _jobs.c.kind == sa.bindparam("of_kind"),
+        _jobs.c.subject_id == sa.bindparam("subject"),
+        _jobs.c.state != JobState.DONE,
+    )
+    .values(
+        state=JobState.DONE, due_at=sa.null(), fence=_jobs.c.fence + 1, updated_at=sa.bindparam("at")
+    )
+)  # fmt: skip
+_TAKE = (
+    sa.update(_jobs)
+    .where(_jobs.c.id.in_(sa.bindparam("chosen", expanding=True)))
+    .values(
+        state=JobState.RUNNING, fence=_jobs.c.fence + 1, due_at=sa.bindparam("until"), updated_at=sa.bindparam("at")
+    )
+    .returning(
+        _jobs.c.id, _jobs.c.kind, _jobs.c.subject_id, _jobs.c.fence, _jobs.c.generation, _jobs.c.failures,
+        _jobs.c.failing_since,
+    )
+)  # fmt: skip
 
 
 def _enqueue(insert: Any) -> Any:
@@ -105,6 +128,35 @@ def _enqueue(insert: Any) -> Any:
 
 
 _ENQUEUE = {"sqlite": _enqueue(sqlite.insert), "postgresql": _enqueue(postgresql.insert)}
+
+
+def _due(*, early: bool) -> tuple[sa.ColumnElement[bool], ...]:
+    """Return what makes a job of these `kinds` due by `now`; `early`, if it waits after a failure, at any time."""
+    is_due = _jobs.c.due_at <= sa.bindparam("now")
+    of_these = _jobs.c.kind.in_(sa.bindparam("kinds", expanding=True))
+    if not early:
+        return (is_due, of_these)
+    # No failure waits longer than this, so that the index bounds the search.
+    soon = _jobs.c.due_at <= sa.bindparam("soon")
+    failed = sa.and_(_jobs.c.state == JobState.WAITING, _jobs.c.failures > 0)
+    return (soon, sa.or_(is_due, failed), of_these)
+
+
+def _first(*which: sa.ColumnElement[bool]) -> sa.Select[Any]:
+    """Lock and return the longest due of the jobs that nobody else is at."""
+    return (
+        sa.select(_jobs.c.id, _jobs.c.due_at)
+        .where(*which)
+        .order_by(_jobs.c.due_at, _jobs.c.id)
+        .limit(sa.bindparam("most", type_=sa.Integer))
+        .with_for_update(skip_locked=True)
+    )
+
+
+_FIRST, _FIRST_EARLY = _first(*_due(early=False)), _first(*_due(early=True))
+_FIRST_FRESH = _first(*_due(early=False), _jobs.c.due_at > sa.bindparam("since"))
+_ANY = sa.select(_jobs.c.id).where(*_due(early=False)).limit(sa.bindparam("most", type_=sa.Integer))
+_ANY_EARLY = sa.select(_jobs.c.id).where(*_due(early=True)).limit(sa.bindparam("most", type_=sa.Integer))
 
 
 @dataclass(frozen=True)
@@ -232,11 +284,7 @@ class Jobs:
 
     def cancel(self, connection: Connection, kind: str, subject_id: int) -> None:
         """Take back work that is no longer needed, in the caller's transaction."""
-        connection.execute(
-            sa.update(_jobs)
-            .where(_jobs.c.kind == kind, _jobs.c.subject_id == subject_id, _jobs.c.state != JobState.DONE)
-            .values(state=JobState.DONE, due_at=None, fence=_jobs.c.fence + 1, updated_at=self._clock.now())
-        )
+        connection.execute(_CANCEL, {"of_kind": kind, "subject": subject_id, "at": self._clock.now()})
 
     def take_back(self, connection: Connection, kind: str, subject_id: int) -> timedelta | None:
         """Cancel, in the caller's transaction, and tell whether somebody was at it.
@@ -259,50 +307,34 @@ class Jobs:
 
         With `early`, jobs that wait after a failure count as due: one of them shows whether the failure has passed.
         """
-        with self._database.read() as connection:
-            now = self._database.now(connection)
+        if self._database.is_sqlite and not self._any_due(kinds, early=early):
             # Looking first keeps idle workers from taking the embedded database's write lock.
-            if connection.execute(sa.select(_jobs.c.id).where(*_due(kinds, now, early=early)).limit(1)).first() is None:
-                return []
+            return []
         with self._database.write() as connection:
             now = self._database.now(connection)
             # Chosen first: as a subquery the planner may run it again for each row, and RETURNING keeps no order.
-            found = self._first(connection, most, *_due(kinds, now, early=early))
+            which = {"kinds": list(kinds), "now": now, "soon": now + LONGEST_RETRY, "most": most}
+            found = connection.execute(_FIRST_EARLY if early else _FIRST, which).all()
+            if not found:
+                return []
             since = now - timedelta(seconds=FRESH_SECONDS)
             if len(found) == most > 1 and found[-1].due_at < since:
                 # A long line: whoever has just connected must not wait for all of it.
                 waited_for = [kind for kind in kinds if kind in WAITED_FOR]
-                fresh = self._first(
-                    connection, max(1, most // FRESH_SHARE), *_due(waited_for, now, early=False), _jobs.c.due_at > since
-                )
+                share = which | {"kinds": waited_for, "since": since, "most": max(1, most // FRESH_SHARE)}
+                fresh = connection.execute(_FIRST_FRESH, share).all()
                 found = [*found[: most - len(fresh)], *fresh]
             chosen = {job.id: job.due_at for job in found}
-            rows = connection.execute(
-                sa.update(_jobs)
-                .where(_jobs.c.id.in_(chosen))
-                .values(
-                    state=JobState.RUNNING,
-                    fence=_jobs.c.fence + 1,
-                    due_at=now + timedelta(seconds=LEASE_SECONDS),
-                    updated_at=now,
-                )
-                .returning(
-                    _jobs.c.id, _jobs.c.kind, _jobs.c.subject_id, _jobs.c.fence, _jobs.c.generation,
-                    _jobs.c.failures, _jobs.c.failing_since,
-                )
-            ).all()  # fmt: skip
+            until = now + timedelta(seconds=LEASE_SECONDS)
+            rows = connection.execute(_TAKE, {"chosen": list(chosen), "until": until, "at": now}).all()
         leased = {row.id: replace(LeasedJob(*row), due_at=chosen[row.id]) for row in rows}
         return [leased[key] for key in chosen if key in leased]
 
-    def _first(self, connection: Connection, most: int, *which: sa.ColumnElement[bool]) -> Sequence[Any]:
-        """Lock and return the longest due of the jobs that nobody else is at."""
-        return connection.execute(
-            sa.select(_jobs.c.id, _jobs.c.due_at)
-            .where(*which)
-            .order_by(_jobs.c.due_at, _jobs.c.id)
-            .limit(most)
-            .with_for_update(skip_locked=True)
-        ).all()
+    def _any_due(self, kinds: Sequence[str], *, early: bool) -> bool:
+        with self._database.read() as connection:
+            now = self._database.now(connection)
+            which = {"kinds": list(kinds), "now": now, "soon": now + LONGEST_RETRY, "most": 1}
+            return connection.execute(_ANY_EARLY if early else _ANY, which).first() is not None
 
     def covers(self, connection: Connection, job: LeasedJob) -> bool:
         """Tell whether the lease is still held, and for long enough to act and to record the outcome."""
@@ -488,12 +520,3 @@ class Jobs:
         """Tell whether a further failure of this job is the last one."""
         is_endless = job.kind in NEVER_GIVEN_UP
         return not is_endless and job.failing_since is not None and now - job.failing_since >= GIVE_UP_AFTER
-
-
-def _due(kinds: Sequence[str], now: datetime, *, early: bool) -> tuple[sa.ColumnElement[bool], ...]:
-    if not early:
-        return (_jobs.c.due_at <= now, _jobs.c.kind.in_(kinds))
-    # No failure waits longer than this, so that the index bounds the search.
-    soon = _jobs.c.due_at <= now + timedelta(seconds=LONGEST_RETRY_SECONDS)
-    failed = sa.and_(_jobs.c.state == JobState.WAITING, _jobs.c.failures > 0)
-    return (soon, sa.or_(_jobs.c.due_at <= now, failed), _jobs.c.kind.in_(kinds))

@@ -65,6 +65,29 @@ _hops = table(Hop)
 _links = table(Link)
 _uses = table(LinkUse)
 
+# Built once: every flow runs them, and building a statement costs more than running it. What an UPDATE sets is given
+# with its parameters.
+_FLOW = sa.update(_flows).where(_flows.c.id == sa.bindparam("key"))
+_LIVE_FLOW = _FLOW.where(_flows.c.ended_at.is_(None)).returning(_flows.c.id)
+_TAKE_FURTHER = _FLOW.returning(_flows.c.ref, _flows.c.confirm, _flows.c.reconnects_id, _flows.c.selector)
+_BIND_LINK = sa.update(_links).where(_links.c.id == sa.bindparam("key"))
+_ADD_FLOW = sa.insert(_flows).returning(_flows.c.id)
+_ADD_HOP = sa.insert(_hops).inline()
+_FORGET_VERIFIERS = sa.update(_hops).where(_hops.c.flow_id == sa.bindparam("flow")).values(verifier_sealed=sa.null())
+_LINK_BY_KEY = sa.select(_links).where(_links.c.id == sa.bindparam("which"))
+_LINK_BY_TOKEN = sa.select(_links).where(_links.c.token_hash == sa.bindparam("which"))
+_LOCKED_LINK_BY_KEY, _LOCKED_LINK_BY_TOKEN = _LINK_BY_KEY.with_for_update(), _LINK_BY_TOKEN.with_for_update()
+_UNDER_WAY = (
+    sa.select(sa.func.count())
+    .select_from(_flows)
+    .where(
+        _flows.c.link_id == sa.bindparam("link"),
+        _flows.c.ended_at.is_(None),
+        _flows.c.expires_at > sa.bindparam("now"),
+    )
+)
+_SPENT_APPS = sa.select(_uses.c.app_key).where(_uses.c.link_id == sa.bindparam("link"))
+
 
 @dataclass(frozen=True)
 class Browser:
@@ -136,25 +159,22 @@ class FlowJournal:
         now = self._clock.now()
         expires = now + self._lifetime
         ref = new_ref()
-        which = _links.c.id == link if isinstance(link, int) else _links.c.token_hash == digest(link)
+        query, which = (_LOCKED_LINK_BY_KEY, link) if isinstance(link, int) else (_LOCKED_LINK_BY_TOKEN, digest(link))
         with self._database.write() as connection:
-            found = connection.execute(sa.select(_links).where(which).with_for_update()).one_or_none()
+            found = connection.execute(query, {"which": which}).one_or_none()
             if found is None:
                 raise LinkUnknown
             self._require_open(connection, found, app, browser, now)
-            connection.execute(
-                sa.update(_links)
-                .where(_links.c.id == found.id)
-                .values(browser_hash=browser.hash, started_at=found.started_at or now)
-            )
+            bound = {"key": found.id, "browser_hash": browser.hash, "started_at": found.started_at or now}
+            connection.execute(_BIND_LINK, bound)
             flow_id = connection.execute(
-                sa.insert(_flows)
-                .values(
-                    ref=ref, link_id=found.id, end_user_id=found.end_user_id, app_key=app.key,
-                    browser_hash=browser.hash, state=FlowState.LEFT, selector=selector, created_at=now, updated_at=now,
-                    expires_at=expires, reconnects_id=found.reconnects_id, confirm=found.confirm,
-                )
-                .returning(_flows.c.id)
+                _ADD_FLOW,
+                {
+                    "ref": ref, "link_id": found.id, "end_user_id": found.end_user_id, "app_key": app.key,
+                    "browser_hash": browser.hash, "state": FlowState.LEFT, "selector": selector, "created_at": now,
+                    "updated_at": now, "expires_at": expires, "reconnects_id": found.reconnects_id,
+                    "confirm": found.confirm,
+                },
             ).scalar_one()  # fmt: skip
             self._add_hop(connection, flow_id, HopKind.AUTHORIZE, departure.state, departure.code_verifier, expires)
             note(connection, flow_id, "left", at=now, detail=app.key)
@@ -163,9 +183,9 @@ class FlowJournal:
 
     def check(self, link: str | int, app: OfferedApp, browser: Browser) -> None:
         """Raise what `leave` would, without leaving."""
-        which = _links.c.id == link if isinstance(link, int) else _links.c.token_hash == digest(link)
+        query, which = (_LINK_BY_KEY, link) if isinstance(link, int) else (_LINK_BY_TOKEN, digest(link))
         with self._database.read() as connection:
-            found = connection.execute(sa.select(_links).where(which)).one_or_none()
+            found = connection.execute(query, {"which": which}).one_or_none()
             if found is None:
                 raise LinkUnknown
             self._require_open(connection, found, app, browser, self._clock.now())
@@ -191,11 +211,7 @@ class FlowJournal:
             raise TooManyFlows
 
     def _under_way(self, connection: Connection, link_id: int, now: datetime) -> int:
-        return connection.execute(
-            sa.select(sa.func.count())
-            .select_from(_flows)
-            .where(_flows.c.link_id == link_id, _flows.c.ended_at.is_(None), _flows.c.expires_at > now)
-        ).scalar_one()
+        return connection.execute(_UNDER_WAY, {"link": link_id, "now": now}).scalar_one()
 
     def _add_hop(
         self,
@@ -211,10 +227,11 @@ class FlowJournal:
         if verifier is not None:
             sealed = self._vault.seal(verifier.reveal().encode(), hop_binding(state_hash))
         connection.execute(
-            sa.insert(_hops).values(
-                flow_id=flow_id, kind=kind, state_hash=state_hash, verifier_sealed=sealed,
-                created_at=self._clock.now(), expires_at=expires,
-            )
+            _ADD_HOP,
+            {
+                "flow_id": flow_id, "kind": kind, "state_hash": state_hash, "verifier_sealed": sealed,
+                "created_at": self._clock.now(), "expires_at": expires,
+            },
         )  # fmt: skip
 
     # --- coming back -----------------------------------------------------------------------------------
@@ -229,24 +246,15 @@ class FlowJournal:
         browser_hash = browser.hash if browser else ""
         with self._database.write() as connection:
             hop = connection.execute(
-                sa.update(_hops)
-                .where(
-                    _hops.c.state_hash == digest(state.reveal()),
-                    _hops.c.kind == kind,
-                    _hops.c.consumed_at.is_(None),
-                    _hops.c.expires_at > now,
-                    _hops.c.flow_id.in_(_awaiting(kind, app.key, browser_hash, now)),
-                )
-                .values(consumed_at=now)
-                .returning(_hops.c.flow_id, _hops.c.verifier_sealed)
-            ).one_or_none()
+                _CONSUME[kind],
+                {
+                    "which": digest(state.reveal()), "now": now, "app": app.key, "browser": browser_hash,
+                    "consumed_at": now,
+                },
+            ).one_or_none()  # fmt: skip
             if hop is not None:
-                flow = connection.execute(
-                    sa.update(_flows)
-                    .where(_flows.c.id == hop.flow_id)
-                    .values(state=FlowState.REDEEMING, hold=None, updated_at=now)
-                    .returning(_flows.c.ref, _flows.c.confirm, _flows.c.reconnects_id, _flows.c.selector)
-                ).one()
+                further = {"key": hop.flow_id, "state": FlowState.REDEEMING, "hold": None, "updated_at": now}
+                flow = connection.execute(_TAKE_FURTHER, further).one()
                 note(connection, hop.flow_id, "returned", at=now, detail=kind.value)
                 if kind is HopKind.INSTALL:
                     # The grant is there already: the worker can finish even if this process ends right now.
@@ -300,15 +308,11 @@ class FlowJournal:
 
     def _commit_grant(self, step: Step, sealed: bytes, now: datetime, took: float | None) -> None:
         with self._database.write() as connection:
-            changed = connection.execute(
-                sa.update(_flows)
-                .where(_flows.c.id == step.flow_id, _flows.c.ended_at.is_(None))
-                .values(grant_sealed=sealed, grant_received_at=now, updated_at=now)
-            ).rowcount
-            if not changed:
+            held = {"key": step.flow_id, "grant_sealed": sealed, "grant_received_at": now, "updated_at": now}
+            if connection.execute(_LIVE_FLOW, held).scalar_one_or_none() is None:
                 self._receive_late(connection, step, sealed, now)
                 return
-            connection.execute(sa.update(_hops).where(_hops.c.flow_id == step.flow_id).values(verifier_sealed=None))
+            connection.execute(_FORGET_VERIFIERS, {"flow": step.flow_id})
             note(connection, step.flow_id, "redeemed", at=now, seconds=took)
             self._jobs.enqueue(connection, "finish", step.flow_id, after=FINISH_AFTER)
 
@@ -500,7 +504,7 @@ class FlowJournal:
                 return False
             if ended.grant_sealed is not None:
                 self._discard(connection, step, ended.app_key)
-            connection.execute(sa.update(_hops).where(_hops.c.flow_id == step.flow_id).values(verifier_sealed=None))
+            connection.execute(_FORGET_VERIFIERS, {"flow": step.flow_id})
             self._jobs.cancel(connection, "finish", step.flow_id)
             note(connection, step.flow_id, state.value, at=now, detail=failure.code)
             audit.record(
@@ -566,19 +570,37 @@ class FlowJournal:
 
 def spent_apps(connection: Connection, link_id: int) -> set[str]:
     """Return the keys of the OAuth apps for which a link has saved a connection."""
-    return set(connection.execute(sa.select(_uses.c.app_key).where(_uses.c.link_id == link_id)).scalars())
+    return set(connection.execute(_SPENT_APPS, {"link": link_id}).scalars())
 
 
-def _awaiting(kind: HopKind, app_key: str, browser_hash: str, now: datetime) -> sa.Select[tuple[int]]:
-    """Return the flows of this browser and app that wait for a hop of this kind."""
+def _consume(kind: HopKind) -> sa.UpdateBase:
+    """Return the one statement that consumes a hop of this kind, of a flow of this browser and app that awaits it."""
     state = (
         _flows.c.state == FlowState.LEFT
         if kind is HopKind.AUTHORIZE
         else sa.and_(_flows.c.state == FlowState.HELD, _flows.c.hold == Hold.INSTALLATION)
     )
-    return sa.select(_flows.c.id).where(
-        state, _flows.c.app_key == app_key, _flows.c.browser_hash == browser_hash, _flows.c.expires_at > now
+    now = sa.bindparam("now", type_=_hops.c.expires_at.type)
+    awaiting = sa.select(_flows.c.id).where(
+        state,
+        _flows.c.app_key == sa.bindparam("app"),
+        _flows.c.browser_hash == sa.bindparam("browser"),
+        _flows.c.expires_at > now,
     )
+    return (
+        sa.update(_hops)
+        .where(
+            _hops.c.state_hash == sa.bindparam("which"),
+            _hops.c.kind == kind,
+            _hops.c.consumed_at.is_(None),
+            _hops.c.expires_at > now,
+            _hops.c.flow_id.in_(awaiting),
+        )
+        .returning(_hops.c.flow_id, _hops.c.verifier_sealed)
+    )
+
+
+_CONSUME = {kind: _consume(kind) for kind in HopKind}
 
 
 def hop_binding(state_hash: str) -> Binding:

@@ -19,6 +19,8 @@ MOST_SHOWN = 200
 _connections = table(ConnectedAccount)
 _events = table(FlowEvent)
 _flows = table(Flow)
+# Built once, and without RETURNING: nobody asks for the key.
+_NOTE = sa.insert(_events).inline()
 
 
 @dataclass(frozen=True)
@@ -45,10 +47,11 @@ def note(
 ) -> None:
     """Add an entry in the caller's transaction. `detail` is a fact, never a secret; `seconds` how long it took."""
     connection.execute(
-        sa.insert(_events).values(
-            flow_id=flow_id, at=at, name=name, detail=detail[:500] if detail else None,
-            duration_ms=None if seconds is None else round(seconds * 1000),
-        )
+        _NOTE,
+        {
+            "flow_id": flow_id, "at": at, "name": name, "detail": detail[:500] if detail else None,
+            "duration_ms": None if seconds is None else round(seconds * 1000),
+        },
     )  # fmt: skip
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable
-from datetime import timedelta
+from datetime import datetime, timedelta
 from typing import Any, ClassVar
 
 import sqlalchemy as sa
@@ -34,6 +34,31 @@ HOLD_SECONDS = 15.0
 log = structlog.get_logger(__name__)
 
 _connections = table(ConnectedAccount)
+
+# Built once: every check runs them, and building a statement costs more than running it.
+_FOUND = (
+    sa.update(_connections)
+    # A reconnect, another import or a disconnect meanwhile: a finding speaks of what was there before.
+    .where(
+        _connections.c.id == sa.bindparam("key"),
+        _connections.c.token_version == sa.bindparam("of_version"),
+        _connections.c.credential_id == sa.bindparam("of_credential"),
+        _connections.c.import_state == ImportState.IMPORTED,
+        _connections.c.disconnected_at.is_(None),
+    )
+    .returning(_connections)
+)
+_DRIFTED = _FOUND.values(failing_since=sa.func.coalesce(_connections.c.failing_since, sa.bindparam("now")))
+_PASSED = _FOUND.values(
+    **{
+        # What the provider says is wrong stays until the provider takes it back.
+        name: sa.case(
+            (_connections.c.trouble.is_not(None), _connections.c[name]),
+            else_=sa.literal(value, _connections.c[name].type),
+        )
+        for name, value in (("health", "ok"), ("health_note", None), ("failing_since", None))
+    }
+)
 
 
 RECONNECT = "The person has to reconnect."
@@ -193,21 +218,12 @@ class Verifications:
             # From now on its provider is asked about it too. Jobs come before the connection, in everybody's order.
             self._jobs.enqueue(connection, "probe", row.id, after=timedelta(seconds=self._next()))
         now = self._clock.now()
-        changed = connection.execute(
-            sa.update(_connections)
-            # A reconnect, another import or a disconnect meanwhile: this finding speaks of what was there before.
-            .where(
-                _connections.c.id == row.id,
-                _connections.c.token_version == row.token_version,
-                _connections.c.credential_id == row.credential_id,
-                _connections.c.import_state == ImportState.IMPORTED,
-                _connections.c.disconnected_at.is_(None),
-            )
-            .values(updated_at=now, checked_at=now, **self._finding(row, found))
-        ).rowcount
-        if not changed:
+        which = {"key": row.id, "of_version": row.token_version, "of_credential": row.credential_id}
+        told = {"updated_at": now, "checked_at": now, **self._finding(row, found, now)}
+        changed = connection.execute(_PASSED if found is None else _DRIFTED, which | told).one_or_none()
+        if changed is None:
             return
-        events.changed(connection, row.id, at=now)
+        events.changed_row(connection, changed, row.external_id, at=now)
         if (found.code if found else None) != row.drift or row.verified_at is None:
             audit.record(
                 connection, at=now, actor_kind="worker", actor="verify", target=row.ref,
@@ -219,26 +235,21 @@ class Verifications:
         else:
             log.warning("verification.drifted", connection=row.ref, error=found.code, detail=found.detail)
 
-    def _finding(self, row: Row[Any], found: Drift | None) -> dict[str, object]:
+    def _finding(self, row: Row[Any], found: Drift | None, now: datetime) -> dict[str, object]:
         if found is not None:
             told: dict[str, object] = {
                 "health": "error",
                 "health_note": f"{found.sentence} {found.remedy}",
                 "drift": found.code,
                 # Since the first of them in a row, whatever it was.
-                "drifted_at": row.drifted_at or self._clock.now(),
-                "failing_since": sa.func.coalesce(_connections.c.failing_since, self._clock.now()),
+                "drifted_at": row.drifted_at or now,
+                "now": now,
             }
             # A credential made anew has no metadata: send it again.
             return told if isinstance(found, CredentialUnhealthy) else told | {"metadata_digest": None}
         passed: dict[str, object] = {
-            "drift": None, "drifted_at": None, "verified_at": self._clock.now(), "superseded_credential_id": None,
+            "drift": None, "drifted_at": None, "verified_at": now, "superseded_credential_id": None,
         }  # fmt: skip
-        # What the provider says is wrong stays until the provider takes it back.
-        troubled = _connections.c.trouble.is_not(None)
-        for name, value in (("health", "ok"), ("health_note", None), ("failing_since", None)):
-            column = _connections.c[name]
-            passed[name] = sa.case((troubled, column), else_=sa.literal(value, column.type))
         if not self._keep_grants and not self._apps.get(row.app_key).keeps_grant:
             passed["grant_sealed"] = None
         return passed
