@@ -61,6 +61,7 @@ WAIT_SPREAD_SECONDS = 60.0
 log = structlog.get_logger(__name__)
 
 _circuits = table(Circuit)
+_ALL = sa.select(_circuits)
 _connections = table(ConnectedAccount)
 _flows = table(Flow)
 
@@ -302,8 +303,8 @@ class Circuits:
         return known[1]
 
     def _read(self) -> dict[str, OpenCircuit | None]:
-        with self._database.read() as connection:
-            rows = connection.execute(sa.select(_circuits)).all()
+        with self._database.look() as connection:
+            rows = connection.execute(_ALL).all()
             now = self._database.now(connection) if rows else self._clock.now()
         return {
             row.name: None

@@ -22,7 +22,7 @@ _BY_KEY = (
 
 def connected_row(database: Database, connection_id: int) -> Row[Any] | None:
     """Return a connection's row with `external_id`, the host's id of its end user; None when it is gone."""
-    with database.read() as connection:
+    with database.look() as connection:
         return connection.execute(_BY_KEY, {"key": connection_id}).one_or_none()
 
 

@@ -172,7 +172,12 @@ def _sqlite_begin(connection: Connection) -> None:
     # A deferred transaction that turns into a write fails at once under contention; the busy timeout
     # does not help it. Units that write therefore take the lock first.
     readonly = connection.get_execution_options().get("readonly", False)
-    connection.exec_driver_sql("BEGIN" if readonly else "BEGIN IMMEDIATE")
+    begin = "BEGIN" if readonly else "BEGIN IMMEDIATE"
+    try:
+        # Straight to the driver: this runs for every unit of work, and SQLAlchemy's way there costs more than it does.
+        connection.connection.driver_connection.execute(begin)  # type: ignore[union-attr]
+    except sqlite3.OperationalError as failure:
+        raise sa.exc.OperationalError(begin, None, failure) from failure
 
 
 def _rest(_dbapi_connection: object, record: ConnectionPoolEntry) -> None:
@@ -204,6 +209,8 @@ class Database:
         self.engine = engine
         self._clock = clock
         self._reader = engine.execution_options(readonly=True)
+        # PostgreSQL takes a snapshot for each statement anyway. SQLite's begins with BEGIN, and costs no round trip.
+        self._looker = self._reader if self.is_sqlite else self._reader.execution_options(isolation_level="AUTOCOMMIT")
         self._locks: _RangeLocks | None = None
         self._opening = threading.Lock()
         self._writing = threading.Lock()
@@ -226,6 +233,15 @@ class Database:
     def read(self) -> Iterator[Connection]:
         """Open a read-only snapshot. Raises DatabaseUnavailable when the database cannot be reached."""
         with _honest_failures(), self._reader.connect() as connection:
+            yield connection
+
+    @contextmanager
+    def look(self) -> Iterator[Connection]:
+        """Open what `read` opens, for hot paths: without a transaction where a statement has a snapshot anyway.
+
+        That saves two round trips; nothing would take a write back. Raises DatabaseUnavailable.
+        """
+        with _honest_failures(), self._looker.connect() as connection:
             yield connection
 
     @contextmanager

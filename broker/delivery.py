@@ -132,7 +132,7 @@ class Deliveries:
 
         False when somebody else has the job, or when the connection was ended meanwhile, which takes the job back.
         """
-        with self._database.read() as connection:
+        with self._database.look() as connection:
             is_covered = self._jobs.covers(connection, job)
             ended_at = connection.execute(_ENDED, {"key": row.id}).scalar_one_or_none()
         if ended_at is not None:

@@ -33,6 +33,8 @@ HASTENED_AT_ONCE = 500
 FRESH_SECONDS = 60.0
 FRESH_SHARE = 4
 """One in so many of a batch goes to what became due within FRESH_SECONDS, however long the line is."""
+LINED_UP = "import"
+"""The kind that waits by the thousand while Sequin is away: who leases it too takes what is first in the whole line."""
 WAITED_FOR = ("finish", "import")
 """The kinds of work that a person may be waiting for: only these overtake."""
 COVERED_SECONDS = 20.0
@@ -130,10 +132,10 @@ def _enqueue(insert: Any) -> Any:
 _ENQUEUE = {"sqlite": _enqueue(sqlite.insert), "postgresql": _enqueue(postgresql.insert)}
 
 
-def _due(*, early: bool) -> tuple[sa.ColumnElement[bool], ...]:
+def _due(kind: sa.ColumnElement[str], *, early: bool = False) -> tuple[sa.ColumnElement[bool], ...]:
     """Return what makes a job of these `kinds` due by `now`; `early`, if it waits after a failure, at any time."""
     is_due = _jobs.c.due_at <= sa.bindparam("now")
-    of_these = _jobs.c.kind.in_(sa.bindparam("kinds", expanding=True))
+    of_these = kind.in_(sa.bindparam("kinds", expanding=True))
     if not early:
         return (is_due, of_these)
     # No failure waits longer than this, so that the index bounds the search.
@@ -153,10 +155,19 @@ def _first(*which: sa.ColumnElement[bool]) -> sa.Select[Any]:
     )
 
 
-_FIRST, _FIRST_EARLY = _first(*_due(early=False)), _first(*_due(early=True))
-_FIRST_FRESH = _first(*_due(early=False), _jobs.c.due_at > sa.bindparam("since"))
-_ANY = sa.select(_jobs.c.id).where(*_due(early=False)).limit(sa.bindparam("most", type_=sa.Integer))
-_ANY_EARLY = sa.select(_jobs.c.id).where(*_due(early=True)).limit(sa.bindparam("most", type_=sa.Integer))
+def _any(*which: sa.ColumnElement[bool]) -> sa.Select[Any]:
+    return sa.select(_jobs.c.id).where(*which).limit(sa.bindparam("most", type_=sa.Integer))
+
+
+# Work of every kind is taken from the front of the one line, through the index on `due_at`: a planner that may look for
+# the kinds finds all jobs of these kinds there ever were, and sorts them, each time. Adding nothing keeps it from that.
+# Of some kinds, however many others wait in front of them, it is found through the index on (kind, due_at).
+_WHATEVER_KIND = _jobs.c.kind.concat("")
+_FIRST, _FIRST_EARLY = _first(*_due(_WHATEVER_KIND)), _first(*_due(_WHATEVER_KIND, early=True))
+_FIRST_OF_SOME = _first(*_due(_jobs.c.kind))
+_FIRST_FRESH = _first(*_due(_jobs.c.kind), _jobs.c.due_at > sa.bindparam("since"))
+_ANY, _ANY_OF_SOME = _any(*_due(_WHATEVER_KIND)), _any(*_due(_jobs.c.kind))
+_ANY_EARLY = _any(*_due(_WHATEVER_KIND, early=True))
 
 
 @dataclass(frozen=True)
@@ -314,7 +325,8 @@ class Jobs:
             now = self._database.now(connection)
             # Chosen first: as a subquery the planner may run it again for each row, and RETURNING keeps no order.
             which = {"kinds": list(kinds), "now": now, "soon": now + LONGEST_RETRY, "most": most}
-            found = connection.execute(_FIRST_EARLY if early else _FIRST, which).all()
+            first = _FIRST_EARLY if early else _FIRST if LINED_UP in kinds else _FIRST_OF_SOME
+            found = connection.execute(first, which).all()
             if not found:
                 return []
             since = now - timedelta(seconds=FRESH_SECONDS)
@@ -334,7 +346,8 @@ class Jobs:
         with self._database.read() as connection:
             now = self._database.now(connection)
             which = {"kinds": list(kinds), "now": now, "soon": now + LONGEST_RETRY, "most": 1}
-            return connection.execute(_ANY_EARLY if early else _ANY, which).first() is not None
+            first = _ANY_EARLY if early else _ANY if LINED_UP in kinds else _ANY_OF_SOME
+            return connection.execute(first, which).first() is not None
 
     def covers(self, connection: Connection, job: LeasedJob) -> bool:
         """Tell whether the lease is still held, and for long enough to act and to record the outcome."""
@@ -373,7 +386,7 @@ class Jobs:
 
     def renew(self, job: LeasedJob) -> bool:
         """Make sure of the lease right before acting. False means that somebody else has the job: do nothing."""
-        with self._database.read() as connection:
+        with self._database.look() as connection:
             # Looking first: most leases have been taken a moment ago, and a write costs many times as much.
             if self.covers(connection, job):
                 return True

@@ -390,6 +390,13 @@ class Job(Base):
             postgresql_where=sa.text("due_at IS NOT NULL"),
         ),
         sa.Index(
+            "ix_jobs_kind_due",
+            "kind",
+            "due_at",
+            sqlite_where=sa.text("due_at IS NOT NULL"),
+            postgresql_where=sa.text("due_at IS NOT NULL"),
+        ),
+        sa.Index(
             "ix_jobs_failed",
             "state",
             "id",

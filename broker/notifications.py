@@ -105,7 +105,7 @@ class Notifications:
     def dispatch(self) -> int:
         """Queue what happened since for every endpoint that wants it; returns how many events that were."""
         new = sa.select(_events.c.id).where(_events.c.dispatched_at.is_(None)).limit(1)
-        with self._database.read() as connection:
+        with self._database.look() as connection:
             # Looking first keeps idle workers from taking the embedded database's write lock.
             if connection.execute(new).first() is None:
                 return 0
