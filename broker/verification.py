@@ -153,8 +153,9 @@ class Verifications:
             return self._settle(job, _judge(failure))
         outcome = Later(self._next())
         with self._database.write() as connection:
-            if self._jobs.settle(connection, job, outcome):
-                self._save(connection, row, found)
+            judged_at = self._database.now(connection)
+            if self._jobs.settle(connection, job, outcome, now=judged_at):
+                self._save(connection, row, found, judged_at)
         return outcome
 
     def check(self, connection_id: int) -> Drift | None:
@@ -167,7 +168,7 @@ class Verifications:
             return None
         found = self._look(row)
         with self._database.write() as connection:
-            self._save(connection, row, found)
+            self._save(connection, row, found, self._database.now(connection))
         return found
 
     def _look(self, row: Row[Any]) -> Drift | None:
@@ -213,10 +214,11 @@ class Verifications:
             self._jobs.settle(connection, job, outcome)
         return outcome
 
-    def _save(self, connection: Connection, row: Row[Any], found: Drift | None) -> None:
+    def _save(self, connection: Connection, row: Row[Any], found: Drift | None, judged_at: datetime) -> None:
         if found is None and row.verified_at is None and self._apps.get(row.app_key).provider.probe is not None:
             # From now on its provider is asked about it too. Jobs come before the connection, in everybody's order.
-            self._jobs.enqueue(connection, "probe", row.id, after=timedelta(seconds=self._next()))
+            after = timedelta(seconds=self._next())
+            self._jobs.enqueue(connection, "probe", row.id, after=after, now=judged_at)
         now = self._clock.now()
         which = {"key": row.id, "of_version": row.token_version, "of_credential": row.credential_id}
         told = {"updated_at": now, "checked_at": now, **self._finding(row, found, now)}
