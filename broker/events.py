@@ -42,6 +42,10 @@ class EventType(StrEnum):
     FLOW_FAILED = "flow.failed"
 
 
+TEST = "webhook.test"
+"""What an endpoint is sent when somebody asks for a test. Nothing has happened, so no list of events holds it."""
+
+
 @dataclass(frozen=True)
 class EventView:
     """One event. `data` says how things stood then, and holds no secret."""
@@ -135,6 +139,18 @@ def flow_ended(connection: Connection, flow_id: int, *, at: datetime) -> None:
     _add(connection, EventType.FLOW_FAILED, at, row.external_id, data, flow_ref=row.ref)
 
 
+def add_test(connection: Connection, endpoint: str, *, at: datetime) -> tuple[int, str]:
+    """Add a test event for one endpoint in the caller's transaction; returns its key and its public id."""
+    values = {
+        "public_id": new_id("evt"), "type": TEST, "at": at, "end_user": "", "connection_ref": None, "flow_ref": None,
+        "data": {"test": True, "webhook_endpoint": endpoint},
+        # Nobody else is told.
+        "dispatched_at": at,
+    }  # fmt: skip
+    key: int = connection.execute(_ADD.values(**values).returning(_events.c.id)).scalar_one()
+    return key, str(values["public_id"])
+
+
 def _add(
     connection: Connection, what: EventType, at: datetime, end_user: str, data: dict[str, Any], **about: str
 ) -> None:
@@ -223,6 +239,7 @@ def _matching(filters: EventFilters) -> list[sa.ColumnElement[bool]]:
         (_events.c.end_user, filters.end_user),
     )
     found: list[sa.ColumnElement[bool]] = [column == value for column, value in exact if value is not None]
+    found.append(_events.c.type != TEST)
     if filters.since is not None:
         found.append(_events.c.at >= filters.since)
     return found

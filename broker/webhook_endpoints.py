@@ -18,7 +18,7 @@ from broker.clock import Clock
 from broker.connections import CursorUnknown
 from broker.db import Database, table
 from broker.errors import AddressRefused, NetworkError, Refused
-from broker.events import EventType
+from broker.events import TEST, EventType, add_test
 from broker.http import Http
 from broker.jobs import Jobs
 from broker.models import (
@@ -73,6 +73,15 @@ class DeliveryUnknown(Refused):
     status = 404
     heading = "Page not found"
     advice = "Check the address, or go back to the list of deliveries."
+
+
+class EndpointDisabled(Refused):
+    """Nothing is sent to this endpoint, a test neither."""
+
+    code = "webhook_endpoint_disabled"
+    status = 409
+    heading = "This webhook endpoint is switched off"
+    advice = "Switch it on first; what has waited goes out then, and shows as well whether it works."
 
 
 class EndpointInvalid(Refused):
@@ -160,8 +169,8 @@ class DeliveryView:
 
     event: str
     type: str
-    # What it is about: a connection's or a flow's reference.
-    subject: str
+    # What it is about: a connection's or a flow's reference; None for a test.
+    subject: str | None
     happened_at: datetime
     state: SendState
     attempts: int
@@ -355,6 +364,48 @@ class WebhookEndpoints:
             )
         self._jobs.wakeup.set()
         return view
+
+    def test(self, public_id: str, *, actor: Actor) -> DeliveryView:
+        """Send a test event, behind what waits already; one that still waits is tried at once instead.
+
+        Raises EndpointUnknown or EndpointDisabled.
+        """
+        now = self._clock.now()
+        with self._database.write() as connection:
+            endpoint = _key_of(connection, public_id)
+            # The job before the endpoint, as the worker takes them; armed afresh, so that nothing waits out a failure.
+            self._jobs.enqueue(connection, NOTIFY, endpoint)
+            if self._is_disabled(connection, endpoint):
+                raise EndpointDisabled
+            waiting = sa.select(_events.c.public_id).join(_deliveries, _deliveries.c.event_id == _events.c.id)
+            event_id: str | None = connection.execute(
+                waiting.where(
+                    _deliveries.c.endpoint_id == endpoint,
+                    _deliveries.c.state == SendState.PENDING,
+                    _events.c.type == TEST,
+                ).limit(1)
+            ).scalar_one_or_none()
+            if event_id is None:
+                key, event_id = add_test(connection, public_id, at=now)
+                queued = {"event_id": key, "endpoint_id": endpoint, "queued_at": now, "attempts": 0}
+                connection.execute(sa.insert(_deliveries).values(state=SendState.PENDING.value, **queued))
+            self._audit(connection, actor, "tested", public_id, event=event_id)
+            key = _delivery_key(connection, endpoint, event_id)
+            view = _delivery_view(
+                connection.execute(_sent().where(_deliveries.c.id == key)).one(),
+                _last_attempts(connection, [key]).get(key),
+            )
+        self._jobs.wakeup.set()
+        return view
+
+    def _is_disabled(self, connection: Connection, endpoint: int) -> bool:
+        """Tell whether nothing is sent to an endpoint, and keep it from being deleted. Raises EndpointUnknown."""
+        query = sa.select(_endpoints.c.disabled_at).where(_endpoints.c.id == endpoint)
+        # As weak as a dispatcher's lock, which is taken before the job's: the two never wait for each other.
+        row = connection.execute(query.with_for_update(read=True, key_share=True)).one_or_none()
+        if row is None:
+            raise EndpointUnknown
+        return row.disabled_at is not None
 
     def resend_parked(self, public_id: str, *, actor: Actor) -> int:
         """Send everything again that was given up, in its old order; returns how many. Raises EndpointUnknown."""

@@ -18,14 +18,14 @@ import standardwebhooks.webhooks
 from standardwebhooks import Webhook, WebhookVerificationError
 
 from broker.audit import Actor
-from broker.events import EventType, _add
+from broker.events import EventFilters, EventType, _add
 from broker.http import Http
 from broker.jobs import GIVE_UP_AFTER, LEASE_SECONDS, LONGEST_RETRY_SECONDS
 from broker.models import Event, Job, JobState, SendState, WebhookDelivery, WebhookEndpoint, WebhookSecret
 from broker.notifications import MOST_IN_A_TURN, NOTIFY, Notifications, may_be_told
 from broker.secret import Secret
 from broker.settings import Webhooks
-from broker.webhook_endpoints import EndpointChanges, EndpointRequest
+from broker.webhook_endpoints import EndpointChanges, EndpointDisabled, EndpointRequest, EndpointUnknown
 from tests.connecting import Bench, open_bench
 from tests.house import make_settings
 
@@ -587,3 +587,61 @@ def test_an_endpoint_can_be_deleted_while_everybody_is_at_work(bench: Bench) -> 
     work(bench)
     assert sorted(set(kept.events)) == sorted(all_ids(bench))
     assert {row.public_id for row in bench.rows(WebhookEndpoint)} == {kept.id}
+
+
+def test_a_test_event_is_sent_to_its_endpoint_alone_and_says_what_it_is(bench: Bench) -> None:
+    asked = Receiver(bench, types=(EventType.FLOW_FAILED,))
+    other = Receiver(bench, "http://127.0.0.1:9/other")
+
+    queued = bench.services.webhook_endpoints.test(asked.id, actor=HOST)
+    while bench.worker.notify_once():
+        pass
+
+    (body,) = verified(bench, asked)
+    assert body == {
+        "id": queued.event,
+        "type": "webhook.test",
+        "timestamp": "2026-11-20T10:00:00Z",
+        "data": {"test": True, "webhook_endpoint": asked.id},
+    }
+    assert other.tried == []
+    (delivery,) = bench.services.webhook_endpoints.deliveries(asked.id, limit=10).items
+    assert (delivery.type, delivery.state, delivery.subject) == ("webhook.test", SendState.DELIVERED, None)
+    assert bench.services.events.page(EventFilters(), limit=10).items == ()
+
+
+def test_a_test_that_waits_is_tried_at_once_instead_of_another(bench: Bench) -> None:
+    receiver = Receiver(bench, status=503)
+    first = bench.services.webhook_endpoints.test(receiver.id, actor=HOST)
+    bench.worker.notify_once()
+    receiver.status = 200
+
+    assert bench.services.webhook_endpoints.test(receiver.id, actor=HOST).event == first.event
+    bench.worker.notify_once()
+    assert receiver.events == [first.event]
+    assert bench.services.webhook_endpoints.test(receiver.id, actor=HOST).event != first.event
+
+
+def test_a_test_goes_out_behind_what_happened_before(bench: Bench) -> None:
+    receiver = Receiver(bench)
+    bench.stripe()
+    bench.connect()
+    bench.services.notifications.dispatch()
+    bench.services.webhook_endpoints.test(receiver.id, actor=HOST)
+    while bench.worker.notify_once():
+        pass
+    assert [json.loads(request.body or "")["type"] for request in receiver.taken] == [
+        "connection.connected",
+        "webhook.test",
+    ]
+
+
+def test_nothing_is_tested_that_is_switched_off_or_gone(bench: Bench) -> None:
+    receiver = Receiver(bench)
+    endpoints = bench.services.webhook_endpoints
+    endpoints.change(receiver.id, EndpointChanges(enabled=False), actor=HOST)
+    with pytest.raises(EndpointDisabled):
+        endpoints.test(receiver.id, actor=HOST)
+    assert endpoints.deliveries(receiver.id, limit=10).items == ()
+    with pytest.raises(EndpointUnknown):
+        endpoints.test("whe_nothing", actor=HOST)

@@ -162,6 +162,19 @@ def test_an_endpoint_is_changed_switched_off_and_on(client: FlaskClient) -> None
     refused(client.patch(address, json={"url": "https://192.168.0.1/"}), 422, "webhook_endpoint_invalid")
 
 
+def test_a_test_event_is_among_the_deliveries(bench: Bench, client: FlaskClient) -> None:
+    address = f"/api/v1/webhook-endpoints/{make(client, events=['flow.failed'])['id']}"
+    queued = taken(client.post(f"{address}/test"), 202)
+    assert (queued["type"], queued["state"], queued["attempts"]) == ("webhook.test", "pending", 0)
+    bench.worker.notify_once()
+    (delivery,) = taken(client.get(f"{address}/deliveries"))["data"]
+    assert (delivery["event"], delivery["state"]) == (queued["event"], "delivered")
+    assert taken(client.get("/api/v1/events"))["data"] == []
+    taken(client.patch(address, json={"enabled": False}))
+    refused(client.post(f"{address}/test"), 409, "webhook_endpoint_disabled")
+    refused(client.post("/api/v1/webhook-endpoints/whe_x/test"), 404, "webhook_endpoint_unknown")
+
+
 def test_deliveries_are_listed_shown_and_sent_again(bench: Bench, client: FlaskClient) -> None:
     address = f"/api/v1/webhook-endpoints/{make(client)['id']}"
     bench.connect()

@@ -219,6 +219,20 @@ def test_every_documented_status_is_reachable_and_no_other_is_seen(
     assert Doors(house, client, key).statuses(call.method, path) == told
 
 
+def test_allow_names_the_methods_of_its_own_route_everywhere(app: Flask) -> None:
+    """Where two routes lead to one address, `Allow` would promise what one of them cannot keep."""
+    routes = app.url_map.bind("localhost")
+    wrong = {}
+    for rule in app.url_map.iter_rules():
+        address = rule.build(dict.fromkeys(rule.arguments, 7))
+        assert address is not None
+        same = [other for other in app.url_map.iter_rules() if other.rule == rule.rule]
+        own = {method for other in same for method in other.methods or ()}
+        if set(routes.allowed_methods(address[1])) != own:
+            wrong[rule.rule] = set(routes.allowed_methods(address[1])) ^ own
+    assert wrong == {}
+
+
 # --- what nobody thought of ---------------------------------------------------------------------------
 
 

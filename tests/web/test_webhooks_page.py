@@ -96,6 +96,22 @@ def test_an_operator_switches_it_on_and_sends_again(app: Flask, bench: Bench) ->
     assert client.post(f"{address}/resend-parked").status_code == 303
 
 
+def test_an_operator_sends_a_test_event(app: Flask, bench: Bench) -> None:
+    client = signed_in(app, bench, "operator")
+    view, _ = bench.services.webhook_endpoints.create(EndpointRequest(HOOK), actor=HOST)
+    bench.network.add("POST", HOOK)
+    address = f"/ops/webhooks/{view.id}"
+    assert "Send a test event" in page(client, address)
+    answer = client.post(f"{address}/test")
+    assert (answer.status_code, answer.headers["Location"]) == (303, f"{address}?done=tested")
+    bench.worker.notify_once()
+    shown = page(client, f"{address}?done=tested")
+    for words in ("The test event is queued.", "webhook.test", "A test", "Delivered"):
+        assert words in shown
+    bench.services.webhook_endpoints.change(view.id, EndpointChanges(enabled=False), actor=HOST)
+    assert "Send a test event" not in page(client, address)
+
+
 def test_what_does_not_exist_is_not_found(app: Flask, bench: Bench) -> None:
     client = signed_in(app, bench, "operator")
     page(client, "/ops/webhooks/whe_nothing", 404)
@@ -108,4 +124,5 @@ def test_a_viewer_changes_nothing(app: Flask, bench: Bench) -> None:
     bench.services.webhook_endpoints.change(view.id, EndpointChanges(enabled=False), actor=HOST)
     assert "Switch on" not in page(client, f"/ops/webhooks/{view.id}")
     assert client.post(f"/ops/webhooks/{view.id}/enable").status_code == 403
+    assert client.post(f"/ops/webhooks/{view.id}/test").status_code == 403
     assert bench.services.webhook_endpoints.find(view.id).disabled_at is not None

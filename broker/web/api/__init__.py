@@ -7,6 +7,7 @@ from types import MappingProxyType
 
 from flask import Blueprint, g, request
 from werkzeug.exceptions import Forbidden
+from werkzeug.routing import BaseConverter
 
 from broker.apikeys import Scope
 from broker.secret import digest
@@ -27,6 +28,17 @@ CALLS: tuple[Call, ...] = (
     *webhook_endpoints.CALLS,
 )  # fmt: skip
 """Every call, in the order in which the docs tell of them. A module for further things adds its own CALLS here."""
+
+
+class EventId(BaseConverter):
+    """An event's id in an address: not the name of the call that stands where an id could."""
+
+    regex = r"(?!resend-parked$)[^/]+"
+    part_isolating = True
+
+
+# Before the routes, which name it: otherwise `Allow` would promise what the other route takes.
+blueprint.record_once(lambda setup: setup.app.url_map.converters.update(event=EventId))
 
 for _call in CALLS:
     _view = repeatable(_call.view) if _call.repeatable else _call.view

@@ -28,7 +28,14 @@ from broker.web.api.event_schemas import (
 )
 from broker.web.api.problems import RequestInvalid
 from broker.web.api.schemas import read_body, read_optional_body, read_query
-from broker.webhook_endpoints import OVERLAP, DeliveryUnknown, EndpointInvalid, EndpointUnknown, TooManyEndpoints
+from broker.webhook_endpoints import (
+    OVERLAP,
+    DeliveryUnknown,
+    EndpointDisabled,
+    EndpointInvalid,
+    EndpointUnknown,
+    TooManyEndpoints,
+)
 
 
 def create_endpoint() -> tuple[Response, int, dict[str, str]]:
@@ -68,6 +75,12 @@ def rotate_secret(public_id: str) -> Response:
     overlap = OVERLAP if seconds is None else timedelta(seconds=seconds)
     view, secret = services().webhook_endpoints.rotate(public_id, overlap=overlap, actor=_caller())
     return jsonify(NewSecretAnswer.with_secret(view, secret).model_dump(mode="json"))
+
+
+def test_endpoint(public_id: str) -> tuple[Response, int]:
+    """Send a test event to a webhook endpoint."""
+    view = services().webhook_endpoints.test(public_id, actor=_caller())
+    return jsonify(DeliveryAnswer.of(view).model_dump(mode="json")), 202
 
 
 def list_deliveries(public_id: str) -> Response:
@@ -183,6 +196,23 @@ CALLS = (
         refusals=(EndpointUnknown, EndpointInvalid),
     ),
     Call(
+        "POST",
+        f"{_ENDPOINT}/test",
+        test_endpoint,
+        Scope.WEBHOOKS_WRITE,
+        "Send a test event to a webhook endpoint",
+        202,
+        DeliveryAnswer,
+        group="Events and webhooks",
+        about=(
+            "Signed and sent like any other, whatever the endpoint’s `events`: its `type` is `webhook.test` and its "
+            '`data` holds `"test": true`. It goes out behind what waits already; a test that still waits is tried at '
+            "once instead of another. `GET /events` does not list it."
+        ),
+        parts={"public_id": ENDPOINT},
+        refusals=(EndpointUnknown, EndpointDisabled),
+    ),
+    Call(
         "GET",
         f"{_ENDPOINT}/deliveries",
         list_deliveries,
@@ -209,7 +239,7 @@ CALLS = (
     ),
     Call(
         "GET",
-        f"{_ENDPOINT}/deliveries/<event_id>",
+        f"{_ENDPOINT}/deliveries/<event:event_id>",
         show_delivery,
         Scope.WEBHOOKS_READ,
         "Show a delivery with its tries",
@@ -221,7 +251,7 @@ CALLS = (
     ),
     Call(
         "POST",
-        f"{_ENDPOINT}/deliveries/<event_id>/resend",
+        f"{_ENDPOINT}/deliveries/<event:event_id>/resend",
         resend_delivery,
         Scope.WEBHOOKS_WRITE,
         "Send an event again",

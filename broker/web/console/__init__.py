@@ -60,6 +60,7 @@ blueprint.add_url_rule("/webhooks/<public_id>", "show_webhook_endpoint", webhook
 blueprint.add_url_rule(
     "/webhooks/<public_id>/enable", "enable_webhook_endpoint", webhooks.enable_endpoint, methods=["POST"]
 )
+blueprint.add_url_rule("/webhooks/<public_id>/test", "test_webhook_endpoint", webhooks.test_endpoint, methods=["POST"])
 blueprint.add_url_rule(
     "/webhooks/<public_id>/resend-parked", "resend_parked_webhooks", webhooks.resend_parked, methods=["POST"]
 )
@@ -96,6 +97,7 @@ ROLES: Mapping[str, Role] = MappingProxyType(
         "console.list_webhook_endpoints": Role.VIEWER,
         "console.show_webhook_endpoint": Role.VIEWER,
         "console.enable_webhook_endpoint": Role.OPERATOR,
+        "console.test_webhook_endpoint": Role.OPERATOR,
         "console.resend_parked_webhooks": Role.OPERATOR,
         "console.resend_webhook": Role.OPERATOR,
         "console.check_connection": Role.OPERATOR,

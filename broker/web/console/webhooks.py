@@ -87,6 +87,12 @@ def enable_endpoint(public_id: str) -> Response:
     return _back(public_id, "enabled")
 
 
+def test_endpoint(public_id: str) -> Response:
+    """Send an endpoint a test event."""
+    services().webhook_endpoints.test(public_id, actor=_operator())
+    return _back(public_id, "tested")
+
+
 def resend_parked(public_id: str) -> Response:
     """Send everything again that was given up."""
     services().webhook_endpoints.resend_parked(public_id, actor=_operator())
