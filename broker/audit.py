@@ -42,14 +42,19 @@ def record(
     detail: Mapping[str, object] | None = None,
 ) -> None:
     """Add one record in the caller's transaction. `detail` holds facts, never a secret."""
-    connection.execute(
-        _RECORD,
-        {
-            "at": at,
-            "actor_kind": actor_kind,
-            "actor": actor[:LONGEST_NAME],
-            "action": action,
-            "target": target[:LONGEST_NAME],
-            "detail": dict(detail or {}),
-        },
-    )
+    record_all(connection, at=at, actor_kind=actor_kind, actor=actor, action=action, details={target: detail or {}})
+
+
+def record_all(
+    connection: Connection,
+    *,
+    at: datetime,
+    actor_kind: ActorKind,
+    actor: str,
+    action: str,
+    details: Mapping[str, Mapping[str, object]],
+) -> None:
+    """Add a record for each target in the caller's transaction; `details` are facts by target, never a secret."""
+    fixed = {"at": at, "actor_kind": actor_kind, "actor": actor[:LONGEST_NAME], "action": action}
+    rows = [fixed | {"target": target[:LONGEST_NAME], "detail": dict(detail)} for target, detail in details.items()]
+    connection.execute(_RECORD, rows)

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import random
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from typing import Any
@@ -269,6 +269,14 @@ class Jobs:
         connection.execute(
             _ENQUEUE[connection.dialect.name], {"kind": kind, "subject": subject_id, "due": now + after, "at": now}
         )
+
+    def enqueue_all(self, connection: Connection, kind: str, waits: Mapping[int, timedelta]) -> None:
+        """Ask in the caller's transaction for the same work on many subjects, each not before its wait has passed."""
+        if not waits:
+            return
+        now = self._database.now(connection)
+        asked = [{"kind": kind, "subject": subject, "due": now + wait, "at": now} for subject, wait in waits.items()]
+        connection.execute(_ENQUEUE[connection.dialect.name], asked)
 
     def ensure(self, connection: Connection, kind: str, subject_id: int) -> None:
         """See to it, in the caller's transaction, that a job that takes up all there is to do runs now or later.

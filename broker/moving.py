@@ -10,7 +10,7 @@ import base64
 import binascii
 import csv
 import json
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from enum import StrEnum
@@ -27,7 +27,7 @@ from sqlalchemy.engine import Connection, Row
 from broker import audit
 from broker.apps import AppCatalogue, OfferedApp
 from broker.attach import grant_binding
-from broker.audit import COMMAND_LINE, Actor
+from broker.audit import COMMAND_LINE
 from broker.clock import Clock
 from broker.connections import ConnectionUnknown
 from broker.contract import LONGEST_EMAIL, LONGEST_ID, LONGEST_NAME, REF
@@ -44,7 +44,7 @@ from broker.vault import Binding, Vault
 
 AT_ONCE = 500
 """Rows read in one transaction."""
-WRITTEN_AT_ONCE = 100
+WRITTEN_AT_ONCE = 250
 """Lines written in one transaction: an embedded database has one writer at a time, and people wait behind it."""
 LONGEST_LINE = 1 << 20
 CHECKED_WITHIN = timedelta(hours=20)
@@ -138,9 +138,36 @@ class _Arrival:
     moved: MovedConnection
     app: OfferedApp
     grant: Grant | None = field(repr=False)
+    sealed: bytes | None = field(repr=False)
+    # Why it could never get into Sequin, empty when it could. What is here already need not.
+    unfit: str
 
+
+TAKEN = "its account is connected to another end user here"
 
 _Reader = tuple[int, Callable[[], _Arrival]]
+_Place = tuple[str, str, str]
+"""An account by its app, the provider's id and the mode."""
+
+
+def _claim(insert: Any) -> Any:
+    """Return the statement that claims accounts and tells whose they are; `insert` is the dialect's own."""
+    # The update that changes nothing keeps a claim from being given up before this commits.
+    return (
+        insert(_claims)
+        .on_conflict_do_update(
+            index_elements=["app_key", "account_id", "mode"], set_={"end_user_id": _claims.c.end_user_id}
+        )
+        .returning(_claims.c.app_key, _claims.c.account_id, _claims.c.mode, _claims.c.end_user_id)
+    )
+
+
+_CLAIM = {"sqlite": _claim(sqlite.insert), "postgresql": _claim(postgresql.insert)}
+_ADD_PEOPLE = {
+    "sqlite": sqlite.insert(_people).on_conflict_do_nothing(),
+    "postgresql": postgresql.insert(_people).on_conflict_do_nothing(),
+}
+_ADD_CONNECTIONS = sa.insert(_connections).returning(_connections.c.id, _connections.c.ref)
 
 
 class Moving:
@@ -240,16 +267,20 @@ class Moving:
 
     def _take(self, readers: Iterable[_Reader]) -> Iterator[LineOutcome]:
         for batch in _batches(readers, WRITTEN_AT_ONCE):
-            outcomes: list[LineOutcome] = []
-            with self._database.write() as connection:
-                for number, read in batch:
-                    try:
-                        outcomes.append(LineOutcome(number, self._save(connection, read())))
-                    except LineRefused as refusal:
-                        outcomes.append(LineOutcome(number, Outcome.BAD, refusal.detail))
+            outcomes: dict[int, LineOutcome] = {}
+            arrivals: dict[int, _Arrival] = {}
+            # Read, checked and sealed before the transaction: nobody waits for that.
+            for number, read in batch:
+                try:
+                    arrivals[number] = read()
+                except LineRefused as refusal:
+                    outcomes[number] = LineOutcome(number, Outcome.BAD, refusal.detail)
+            if arrivals:
+                outcomes |= self._save(arrivals)
+                self._jobs.wakeup.set()
             # Told only once it is committed.
-            self._jobs.wakeup.set()
-            yield from outcomes
+            for number, _ in batch:
+                yield outcomes[number]
 
     def _read(self, text: bytes, opener: Vault | None) -> _Arrival:
         if len(text) > LONGEST_LINE:
@@ -259,7 +290,7 @@ class Moving:
         except (ValueError, RecursionError):
             raise LineRefused("is not JSON") from None
         moved = _validated(content)
-        return _Arrival(moved, self._app(moved.app), _opened(moved, opener))
+        return self._arrival(moved, self._app(moved.app), _opened(moved, opener))
 
     def _read_row(self, row: Mapping[str, str] | None) -> _Arrival:
         if row is None:
@@ -294,114 +325,194 @@ class Moving:
         except UnusableAnswer as failure:
             raise LineRefused(failure.detail) from None
         has_token = grant.access_token is not None or grant.refresh_token is not None
-        return _Arrival(moved, app, grant if has_token else None)
+        return self._arrival(moved, app, grant if has_token else None)
+
+    def _arrival(self, moved: MovedConnection, app: OfferedApp, grant: Grant | None) -> _Arrival:
+        sealed = None if grant is None else self._vault.seal(grant.to_json(), grant_binding(moved.ref, 1))
+        return _Arrival(moved, app, grant, sealed, _unfit(moved, app, grant))
 
     def _app(self, key: str) -> OfferedApp:
         if key not in self._apps:
             raise LineRefused("names an OAuth app that is not configured here")
         return self._apps.get(key)
 
-    def _save(self, connection: Connection, arrival: _Arrival) -> Outcome:
-        """Save one connection unless it is here already. Raises LineRefused, having changed nothing that matters."""
-        moved, now = arrival.moved, self._clock.now()
-        person = self._person(connection, moved.end_user, now)
-        existing = connection.execute(
-            sa.select(_connections.c.id).where(
-                _connections.c.end_user_id == person,
-                _connections.c.app_key == moved.app,
-                _connections.c.account_id == moved.account.id,
-                _connections.c.mode == moved.account.mode,
-            )
-        ).first()
-        if existing is not None:
-            return Outcome.HERE_ALREADY
-        _require_importable(arrival)
-        taken = connection.execute(sa.select(_connections.c.id).where(_connections.c.ref == moved.ref)).first()
-        if taken is not None:
-            raise LineRefused(f"its reference {moved.ref} stands for another connection here")
-        self._claim(connection, moved, person)
-        key = self._insert(connection, arrival, person, now)
-        if moved.sequin is not None:
-            self._jobs.enqueue(connection, "verify", key, after=_spread(moved.ref))
-        else:
-            self._jobs.enqueue(connection, "import", key)
-        actor: Actor = COMMAND_LINE
-        audit.record(
-            connection, at=now, actor_kind=actor.kind, actor=actor.name, action="connection.moved_in",
-            target=moved.ref, detail={"app": moved.app, "account": moved.account.id, "mode": moved.account.mode},
+    def _save(self, arrivals: Mapping[int, _Arrival]) -> dict[int, LineOutcome]:
+        """Save in one transaction what is not here already, and return what became of each line.
+
+        A statement for each table and not for each line: that is what a large move takes its time for.
+        """
+        now = self._clock.now()
+        outcomes: dict[int, LineOutcome] = {}
+        with self._database.write() as connection:
+            here = _Here.look(connection, [arrival.moved for arrival in arrivals.values()], now)
+            new: dict[int, _Arrival] = {}
+            for number, arrival in arrivals.items():
+                try:
+                    outcomes[number] = LineOutcome(number, here.judge(arrival))
+                except LineRefused as refusal:
+                    outcomes[number] = LineOutcome(number, Outcome.BAD, refusal.detail)
+                    continue
+                if outcomes[number].outcome is Outcome.SAVED:
+                    new[number] = arrival
+            for number in here.claim(connection, new):
+                outcomes[number] = LineOutcome(number, Outcome.BAD, TAKEN)
+                del new[number]
+            if new:
+                self._insert(connection, list(new.values()), here, now)
+        return outcomes
+
+    def _insert(self, connection: Connection, new: Sequence[_Arrival], here: _Here, now: datetime) -> None:
+        rows = [_row(arrival, here.people[arrival.moved.end_user.id], now) for arrival in new]
+        keys = {row.ref: row.id for row in connection.execute(_ADD_CONNECTIONS, rows)}
+        lines = [arrival.moved for arrival in new]
+        at_once = {keys[line.ref]: timedelta(0) for line in lines if line.sequin is None}
+        self._jobs.enqueue_all(connection, "import", at_once)
+        later = {keys[line.ref]: _spread(line.ref) for line in lines if line.sequin is not None}
+        self._jobs.enqueue_all(connection, "verify", later)
+        details = {line.ref: {"app": line.app, "account": line.account.id, "mode": line.account.mode} for line in lines}
+        audit.record_all(
+            connection, at=now, actor_kind=COMMAND_LINE.kind, actor=COMMAND_LINE.name, action="connection.moved_in",
+            details=details,
         )  # fmt: skip
+
+
+@dataclass
+class _Here:
+    """What a batch of lines meets here; kept up with while the batch is gone through line by line."""
+
+    # People's keys by the host's own ids, and who of them is being erased.
+    people: dict[str, int]
+    erasing: set[str]
+    # Whose every account is, and which of them are here as a connection.
+    owners: dict[_Place, int]
+    connected: set[tuple[int, _Place]]
+    refs: set[str]
+
+    @classmethod
+    def look(cls, connection: Connection, lines: Sequence[MovedConnection], now: datetime) -> _Here:
+        """Return what there is of these lines; adds the people that are new."""
+        people = {line.end_user.id: line.end_user for line in lines}
+        known = sa.select(_people.c.external_id, _people.c.id, _people.c.erasure_asked_at).where(
+            _people.c.external_id.in_(people)
+        )
+        found = {row.external_id: row for row in connection.execute(known)}
+        missing = [
+            {"external_id": person.id, "email": person.email, "name": person.name, "created_at": now}
+            # In one order everywhere, so that two imports never wait for each other.
+            for _, person in sorted(people.items())
+            if person.id not in found
+        ]
+        if missing:
+            connection.execute(_ADD_PEOPLE[connection.dialect.name], missing)
+            found = {row.external_id: row for row in connection.execute(known)}
+        keys = {name: int(row.id) for name, row in found.items()}
+        erasing = {name for name, row in found.items() if row.erasure_asked_at is not None}
+        connected = cls._connected(connection, {(keys[line.end_user.id], _place(line)) for line in lines})
+        refs = sa.select(_connections.c.ref).where(_connections.c.ref.in_([line.ref for line in lines]))
+        taken = set(connection.execute(refs).scalars())
+        return cls(keys, erasing, cls._owners(connection, set(map(_place, lines))), connected, taken)
+
+    @staticmethod
+    def _connected(connection: Connection, sought: Collection[tuple[int, _Place]]) -> set[tuple[int, _Place]]:
+        columns = (_connections.c.end_user_id, _connections.c.app_key, _connections.c.account_id, _connections.c.mode)
+        among = sa.tuple_(*columns).in_([(person, *place) for person, place in sought])
+        return {(row[0], (row[1], row[2], row[3])) for row in connection.execute(sa.select(*columns).where(among))}
+
+    @staticmethod
+    def _owners(connection: Connection, places: Collection[_Place]) -> dict[_Place, int]:
+        place = (_claims.c.app_key, _claims.c.account_id, _claims.c.mode)
+        query = sa.select(*place, _claims.c.end_user_id).where(sa.tuple_(*place).in_(list(places)))
+        return {(row[0], row[1], row[2]): row[3] for row in connection.execute(query)}
+
+    def judge(self, arrival: _Arrival) -> Outcome:
+        """Return what becomes of the next line. Raises LineRefused."""
+        moved, place = arrival.moved, _place(arrival.moved)
+        if moved.end_user.id in self.erasing:
+            raise LineRefused("is about an end user who is being erased here")
+        person = self.people[moved.end_user.id]
+        if (person, place) in self.connected:
+            return Outcome.HERE_ALREADY
+        if arrival.unfit:
+            raise LineRefused(arrival.unfit)
+        if moved.ref in self.refs:
+            raise LineRefused(f"its reference {moved.ref} stands for another connection here")
+        if self.owners.setdefault(place, person) != person:
+            raise LineRefused(TAKEN)
+        self.connected.add((person, place))
+        self.refs.add(moved.ref)
         return Outcome.SAVED
 
-    def _person(self, connection: Connection, person: MovedPerson, now: datetime) -> int:
-        found = connection.execute(
-            sa.select(_people.c.id, _people.c.erasure_asked_at).where(_people.c.external_id == person.id)
-        ).one_or_none()
-        if found is None:
-            values = {"external_id": person.id, "email": person.email, "name": person.name, "created_at": now}
-            return int(connection.execute(sa.insert(_people).values(**values).returning(_people.c.id)).scalar_one())
-        if found.erasure_asked_at is not None:
-            raise LineRefused("is about an end user who is being erased here")
-        key: int = found.id
-        return key
-
-    def _claim(self, connection: Connection, moved: MovedConnection, person: int) -> None:
-        insert = sqlite.insert if connection.dialect.name == "sqlite" else postgresql.insert
-        claim = insert(_claims).values(
-            app_key=moved.app, account_id=moved.account.id, mode=moved.account.mode, end_user_id=person
-        )
-        owner = connection.execute(
-            claim.on_conflict_do_update(
-                index_elements=["app_key", "account_id", "mode"], set_={"end_user_id": _claims.c.end_user_id}
-            ).returning(_claims.c.end_user_id)
-        ).scalar_one()
-        if owner != person:
-            raise LineRefused("its account is connected to another end user here")
-
-    def _insert(self, connection: Connection, arrival: _Arrival, person: int, now: datetime) -> int:
-        moved, grant, sequin = arrival.moved, arrival.grant, arrival.moved.sequin
-        sealed = None if grant is None else self._vault.seal(grant.to_json(), grant_binding(moved.ref, 1))
-        saved: int = connection.execute(
-            sa.insert(_connections)
-            .values(
-                ref=moved.ref,
-                end_user_id=person,
-                app_key=moved.app,
-                provider=arrival.app.provider.name,
-                kind=arrival.app.provider.kind,
-                account_id=moved.account.id,
-                account_name=moved.account.name,
-                account_type=moved.account.type,
-                mode=moved.account.mode,
-                account_facts=moved.account.facts,
-                scopes=moved.scopes,
-                host_metadata=moved.metadata,
-                grant_sealed=sealed,
-                grant_expires_at=grant.expires_at if grant else None,
-                refresh_expires_at=grant.refresh_expires_at if grant else None,
-                token_version=1,
-                import_state=ImportState.PENDING if sequin is None else ImportState.IMPORTED,
-                credential_id=sequin.credential_id if sequin else None,
-                sequin_oauth_app_id=sequin.oauth_app_id if sequin else None,
-                imported_at=sequin.imported_at if sequin else None,
-                connected_at=moved.connected_at,
-                created_at=moved.created_at,
-                updated_at=now,
-            )
-            .returning(_connections.c.id)
-        ).scalar_one()
-        return saved
+    def claim(self, connection: Connection, new: Mapping[int, _Arrival]) -> list[int]:
+        """Claim the accounts of these lines; returns the lines that somebody else came before, since `look`."""
+        # In one order everywhere, so that two imports never wait for each other.
+        places = sorted({_place(arrival.moved) for arrival in new.values()})
+        if not places:
+            return []
+        rows = [
+            {"app_key": app, "account_id": account, "mode": mode, "end_user_id": self.owners[app, account, mode]}
+            for app, account, mode in places
+        ]
+        claimed = connection.execute(_CLAIM[connection.dialect.name], rows)
+        owners = {(row[0], row[1], row[2]): row[3] for row in claimed}
+        return [
+            number
+            for number, arrival in new.items()
+            if owners[_place(arrival.moved)] != self.owners[_place(arrival.moved)]
+        ]
 
 
-def _require_importable(arrival: _Arrival) -> None:
+def _place(moved: MovedConnection) -> _Place:
+    return moved.app, moved.account.id, moved.account.mode
+
+
+def _row(arrival: _Arrival, person: int, now: datetime) -> dict[str, object]:
+    moved, grant, sequin = arrival.moved, arrival.grant, arrival.moved.sequin
+    return {
+        "ref": moved.ref,
+        "end_user_id": person,
+        "app_key": moved.app,
+        "provider": arrival.app.provider.name,
+        "kind": arrival.app.provider.kind,
+        "account_id": moved.account.id,
+        "account_name": moved.account.name,
+        "account_type": moved.account.type,
+        "mode": moved.account.mode,
+        "account_facts": moved.account.facts,
+        "scopes": moved.scopes,
+        "host_metadata": moved.metadata,
+        "grant_sealed": arrival.sealed,
+        "grant_expires_at": grant.expires_at if grant else None,
+        "refresh_expires_at": grant.refresh_expires_at if grant else None,
+        "token_version": 1,
+        "import_state": ImportState.PENDING if sequin is None else ImportState.IMPORTED,
+        "credential_id": sequin.credential_id if sequin else None,
+        "sequin_oauth_app_id": sequin.oauth_app_id if sequin else None,
+        "imported_at": sequin.imported_at if sequin else None,
+        "connected_at": moved.connected_at,
+        "created_at": moved.created_at,
+        "updated_at": now,
+    }
+
+
+def _unfit(moved: MovedConnection, app: OfferedApp, grant: Grant | None) -> str:
+    """Return why a connection could never get into Sequin; empty when it could."""
+    try:
+        _require_importable(moved, app, grant)
+    except LineRefused as refusal:
+        return refusal.detail
+    return ""
+
+
+def _require_importable(moved: MovedConnection, app: OfferedApp, grant: Grant | None) -> None:
     """Raise LineRefused for a connection that could never get into Sequin."""
-    moved, provider = arrival.moved, arrival.app.provider
+    provider = app.provider
     if moved.sequin is not None:
         return
-    if arrival.grant is None and provider.import_needs_grant:
+    if grant is None and provider.import_needs_grant:
         raise LineRefused("has neither a token nor a credential in Sequin, so nothing could be imported")
     account = Account(moved.account.id, moved.account.name, moved.account.type, moved.account.mode, moved.account.facts)
     try:
-        provider.properties(arrival.app.config, account, arrival.grant)
+        provider.properties(app.config, account, grant)
     except BrokerError as failure:
         raise LineRefused(failure.detail) from None
     except (KeyError, TypeError, ValueError):
@@ -432,7 +543,12 @@ def _validated(content: object) -> MovedConnection:
         raise LineRefused("connected_at, created_at: a time needs its zone")
     if moved.sequin is not None and moved.sequin.imported_at.tzinfo is None:
         raise LineRefused("sequin.imported_at: a time needs its zone")
-    if not storable(moved.model_dump_json()) or "\\u0000" in moved.model_dump_json():
+    try:
+        # One pass over all of it, nested texts included.
+        whole = moved.model_dump_json()
+    except ValueError:
+        raise LineRefused("holds a character that cannot be stored") from None
+    if "\\u0000" in whole:
         raise LineRefused("holds a character that cannot be stored")
     return moved
 

@@ -10,7 +10,8 @@ ALPHABET = "0123456789ABCDEFGHJKMNPQRSTVWXYZ"
 
 def new_ref() -> str:
     """Return a reference such as `7F3K-92QD-M4TX`, 60 random bits."""
-    letters = [secrets.choice(ALPHABET) for _ in range(12)]
+    bits = secrets.randbits(60)
+    letters = [ALPHABET[bits >> shift & 31] for shift in range(0, 60, 5)]
     return "-".join("".join(letters[i : i + 4]) for i in (0, 4, 8))
 
 

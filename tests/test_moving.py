@@ -131,7 +131,7 @@ def test_moving_in_again_changes_nothing(house: House, there: House) -> None:
 
 def test_what_was_committed_before_an_end_half_way_stays_and_the_rest_follows(house: House, there: House) -> None:
     person = house.end_user("ada")
-    for _ in range(150):
+    for _ in range(WRITTEN_AT_ONCE + 50):
         imported(house, person)
     lines = list(moving(house).export())
     outcomes = moving(there).take_lines(f"{line}\n".encode() for line in lines)
@@ -141,8 +141,8 @@ def test_what_was_committed_before_an_end_half_way_stays_and_the_rest_follows(ho
 
     again = take(there, lines)
 
-    assert [each.outcome for each in again] == [Outcome.HERE_ALREADY] * 100 + [Outcome.SAVED] * 50
-    assert len(rows(there, ConnectedAccount)) == 150
+    assert [each.outcome for each in again] == [Outcome.HERE_ALREADY] * WRITTEN_AT_ONCE + [Outcome.SAVED] * 50
+    assert len(rows(there, ConnectedAccount)) == WRITTEN_AT_ONCE + 50
 
 
 def change(**changes: Any) -> Callable[[dict[str, Any]], str]:
@@ -161,6 +161,7 @@ def change(**changes: Any) -> Callable[[dict[str, Any]], str]:
         (change(end_user={"id": ""}), "end_user.id"),
         (change(end_user={"id": "a\x00"}), "end_user.id"),
         (change(metadata={"a": "\x00"}), "cannot be stored"),
+        (change(metadata={"a": "\ud800"}), "cannot be stored"),
         (change(connected_at="2026-11-20T10:00:00"), "zone"),
         (change(sequin=None, account={"id": "acct_9", "name": "x", "mode": "live"}), "nothing could be imported"),
         (change(grant={"sealed": "AAAA", "token_version": 1}), "does not open"),
@@ -183,6 +184,52 @@ def test_every_bad_line_is_named_and_the_others_go_in(
     assert (good.outcome, also_good.outcome) == (Outcome.SAVED, Outcome.SAVED)
     assert (bad.line, bad.outcome) == (2, Outcome.BAD)
     assert says in bad.problem
+
+
+def test_lines_that_go_in_together_are_judged_one_after_the_other(house: House) -> None:
+    def line(person: str, ref: str, account: str, **changes: Any) -> str:
+        at = "2026-11-20T10:00:00Z"
+        return json.dumps(
+            {"ref": ref, "end_user": {"id": person}, "app": "stripe", "connected_at": at, "created_at": at,
+             "account": {"id": account, "name": "x", "mode": "live"},
+             "sequin": {"credential_id": "crd_1", "imported_at": at}} | changes
+        )  # fmt: skip
+
+    outcomes = take(
+        house,
+        [
+            line("ada", "0000-0000-0001", "acct_1", sequin=None),
+            line("jo", "0000-0000-0001", "acct_1"),
+            line("jo", "0000-0000-0002", "acct_1"),
+            line("ada", "0000-0000-0003", "acct_1"),
+            line("ada", "0000-0000-0001", "acct_2"),
+            line("jo", "0000-0000-0004", "acct_2"),
+        ],
+    )
+
+    assert [each.problem or each.outcome for each in outcomes] == [
+        "has neither a token nor a credential in Sequin, so nothing could be imported",
+        Outcome.SAVED,
+        Outcome.HERE_ALREADY,
+        "its account is connected to another end user here",
+        "its reference 0000-0000-0001 stands for another connection here",
+        Outcome.SAVED,
+    ]
+    # A line that is refused leaves no claim behind that would keep others out.
+    assert [(row.account_id, row.end_user_id) for row in rows(house, Claim)] == [
+        (row.account_id, row.end_user_id) for row in rows(house, ConnectedAccount)
+    ]
+
+
+def test_a_large_move_takes_a_statement_for_each_table_and_not_for_each_line(house: House) -> None:
+    table = [HEADING, *(f"user-{n},,stripe,acct_{n},,live,{TOKEN},,,\n" for n in range(WRITTEN_AT_ONCE))]
+    statements: list[str] = []
+    sa.event.listen(house.database.engine, "before_cursor_execute", lambda *told: statements.append(told[2]))
+
+    assert {each.outcome for each in moving(house).take_table(table)} == {Outcome.SAVED}
+
+    # Large inserts are cut into a few.
+    assert len(statements) < 30, statements
 
 
 def test_grants_need_their_key(house: House, there: House) -> None:

@@ -1,7 +1,7 @@
 """Due work of some kinds is found without the others
 
-Revision ID: 0008
-Revises: 0007
+Revision ID: 0009
+Revises: 0008
 """
 
 from __future__ import annotations
