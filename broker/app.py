@@ -47,6 +47,7 @@ from broker.matching import OAuthAppMatch, OAuthApps
 from broker.moving import Moving
 from broker.notifications import Notifications, may_be_told
 from broker.oauth import OAuth
+from broker.openid import OpenIdProvider
 from broker.operators import Operators
 from broker.overview import Overviews
 from broker.probes import Probes
@@ -59,10 +60,12 @@ from broker.reconnects import Reconnects
 from broker.refresh import Refreshes
 from broker.resealing import Resealing
 from broker.secret import digest
+from broker.self_service import SelfService
 from broker.sequin import Sequin
 from broker.services import Services
 from broker.sessions import Sessions
-from broker.settings import Settings, load_settings
+from broker.settings import Settings, SignIn, load_settings
+from broker.sign_ins import Admit, Door, People, SignIns, Staff
 from broker.timeline import Timeline
 from broker.vault import Vault
 from broker.verification import Verifications
@@ -75,6 +78,7 @@ from broker.web.docs import blueprint as docs
 from broker.web.hooks import blueprint as hooks
 from broker.web.metrics import blueprint as metrics
 from broker.web.ops import blueprint as ops
+from broker.web.sign_in import blueprint as sign_in
 from broker.webhook_endpoints import WebhookEndpoints
 from broker.workload import Workload
 
@@ -99,7 +103,7 @@ def create_app(settings: Settings | None = None, *, clock: Clock | None = None, 
     app.extensions["broker"] = services
     init_web(app, settings)
     embedded.init_app(app, services)
-    for blueprint in (connect, connections, console, api, docs, hooks, ops, metrics):
+    for blueprint in (connect, connections, sign_in, console, api, docs, hooks, ops, metrics):
         app.register_blueprint(blueprint)
     limits.init_app(app, settings)
     # For `flask --app wsgi …`. Flask-Migrate's own commands, for making migrations, go by another name than our `db`.
@@ -170,6 +174,21 @@ def build_services(
     disconnections = Disconnections(
         database=database, clock=clock, apps=apps, vault=vault, http=http, sequin=sequin, jobs=jobs, circuits=circuits
     )
+    operators = Operators(database, clock)
+
+    def door(config: SignIn, which: Door, callback_url: str, admit: Admit) -> SignIns:
+        provider = OpenIdProvider(config, oauth=oauth, http=http, clock=clock, production=settings.production)
+        return SignIns(
+            provider, door=which, admit=admit, callback_url=callback_url, database=database, clock=clock, vault=vault
+        )
+
+    people_sign_ins = operator_sign_ins = None
+    if for_people := settings.sign_in:
+        admit = People(for_people, database, clock).admit
+        people_sign_ins = door(for_people, Door.PEOPLE, settings.sign_in_callback_url, admit)
+    if for_staff := settings.operators_sign_in:
+        admit = Staff(for_staff, operators).admit
+        operator_sign_ins = door(for_staff, Door.OPERATORS, settings.operators_callback_url, admit)
     return Services(
         settings=settings,
         clock=clock,
@@ -225,11 +244,15 @@ def build_services(
             settings=settings, clock=clock, database=database, apps=apps, jobs=jobs, circuits=circuits,
             key_ring=key_ring, sequin=sequin, http=http, provider_events=provider_events,
             audit_chain=audit_chain,
+            sign_ins=tuple(one for one in (people_sign_ins, operator_sign_ins) if one is not None),
         ),
         jobs=jobs,
         workload=Workload(database, clock, jobs),
-        operators=Operators(database, clock),
+        operators=operators,
         sessions=sessions,
+        people_sign_ins=people_sign_ins,
+        operator_sign_ins=operator_sign_ins,
+        self_service=SelfService(database, apps, links, flows),
         timeline=Timeline(database),
         events=Events(database),
         notifications=notifications,

@@ -7,7 +7,7 @@ costs no other. Nothing it says holds a secret.
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from enum import StrEnum
@@ -32,6 +32,7 @@ from broker.provider_events import ProviderEvents
 from broker.providers.base import GrantIncomplete, calls_within
 from broker.sequin import Sequin, SequinOAuthApp
 from broker.settings import Settings
+from broker.sign_ins import SignIns
 
 CALL_SECONDS = 8.0
 """What a check gives the other side."""
@@ -161,6 +162,7 @@ class Doctor:
         http: Http,
         provider_events: ProviderEvents,
         audit_chain: AuditChain,
+        sign_ins: Sequence[SignIns] = (),
     ) -> None:
         self._settings = settings
         self._clock = clock
@@ -173,6 +175,7 @@ class Doctor:
         self._http = http
         self._provider_events = provider_events
         self._audit_chain = audit_chain
+        self._sign_ins = sign_ins
 
     def examine(self, seen: Seen | None = None) -> Report:
         """Make every check; takes as long as the slowest, and never longer than the deadline."""
@@ -205,6 +208,8 @@ class Doctor:
         yield "parked", None, self._about_parked
         yield "audit", None, self._about_audit
         yield "circuits", None, self._about_circuits
+        for sign_ins in self._sign_ins:
+            yield "sign_in", sign_ins.section, lambda one=sign_ins: self._about_sign_in(one)  # type: ignore[misc]
         for app in self._apps:
             yield "client", app.key, lambda app=app: self._about_client(app)  # type: ignore[misc]
             yield "webhook", app.key, lambda app=app: self._about_webhook(app)  # type: ignore[misc]
@@ -261,6 +266,8 @@ class Doctor:
             yield Check("public_url", State.PASS, f"{url}{same}; {cookies}.")
 
     def _addresses(self) -> Iterator[Address]:
+        for sign_ins in self._sign_ins:
+            yield Address(sign_ins.section, sign_ins.config.name, "callback", sign_ins.callback_url)
         for app in self._apps:
             yield Address(app.key, app.title, "callback", self._settings.callback_url(app.key))
             if app.provider.install_url is not None:
@@ -341,6 +348,26 @@ class Doctor:
             yield Check("circuits", state, describe(circuit, self._apps), circuit.cure, circuit.app_key)
         if not found:
             yield Check("circuits", State.PASS, "Calls to Sequin and to every provider go through.")
+
+    # --- signing in ------------------------------------------------------------------------------------
+
+    def _about_sign_in(self, sign_ins: SignIns) -> Iterator[Check]:
+        """Ask the OpenID provider what a sign-in asks it; a failure is told as any other."""
+        config, where = sign_ins.config, sign_ins.section
+        began = perf_counter()
+        published, keys = sign_ins.provider.look()
+        took = _milliseconds(perf_counter() - began)
+        if published.algorithms and config.signing_algorithm not in published.algorithms:
+            told = (
+                f"{config.issuer} signs with {', '.join(published.algorithms)[:200]}, not {config.signing_algorithm}."
+            )
+            yield Check("sign_in", State.FAIL, told, f"Set signing_algorithm under [{where}] to what it uses.", where)
+            return
+        if not published.takes_pkce:
+            told = f"{config.issuer} does not say that it takes PKCE (S256). It is sent all the same."
+            yield Check("sign_in", State.WARN, told, "Switch PKCE on at the OpenID provider if it can be.", where)
+        known = "1 key" if keys == 1 else f"{keys} keys"
+        yield Check("sign_in", State.PASS, f"{config.issuer} answers and publishes {known}, {took}.", app=where)
 
     # --- the OAuth apps --------------------------------------------------------------------------------
 

@@ -562,6 +562,80 @@ class FlowInterrupted(FlowFailure):
     cure = "Nothing to do: the person starts again."
 
 
+# --- signing in at an OpenID provider -------------------------------------------------------------------
+
+
+class SignInFailure(BrokerError):
+    """Nobody was signed in. The sign-in page shows the sentence."""
+
+    code = "sign_in_failed"
+    status = 400
+    verdict = Verdict.PERSON
+    heading = "You were not signed in"
+    advice = "The sign-in was broken off. You can try again."
+    cure = "Look the code in the log up in the OpenID provider’s documentation."
+
+
+class SignInDenied(SignInFailure):
+    """The person said no at the OpenID provider, or may not use it for this."""
+
+    code = "sign_in_denied"
+    status = 403
+    advice = "You chose not to sign in, or may not sign in here. You can try again."
+    cure = "Nothing to do: the person decided, or the OpenID provider lets only some people use the broker."
+
+
+class SignInExpired(SignInFailure):
+    """The person came back from the OpenID provider too late."""
+
+    code = "sign_in_expired"
+    status = 410
+    heading = "This took too long"
+    advice = "For your safety a sign-in ends after a quarter of an hour. Start again."
+
+
+class SignInUnavailable(SignInFailure):
+    """The OpenID provider cannot be reached, or does not answer as it should."""
+
+    code = "sign_in_unavailable"
+    status = 503
+    verdict = Verdict.RETRY
+    heading = "Signing in does not work at the moment"
+    advice = "This is usually short. Try again in a few minutes."
+    cure = "Run `broker doctor`: it asks the OpenID provider as a sign-in does and says what is wrong."
+
+
+class SignInMisconfigured(SignInFailure):
+    """The registration at the OpenID provider and our settings do not agree."""
+
+    code = "sign_in_misconfigured"
+    status = 503
+    verdict = Verdict.CONFIGURATION
+    heading = "Signing in is not set up correctly"
+    advice = "There is nothing you can do here. Please tell the people who run this service."
+    cure = "Compare issuer, client id, secret and redirect address with the OpenID provider; `broker doctor` helps."
+
+
+class IdentityUnproven(SignInFailure):
+    """The ID token does not prove who came back: signature, issuer, audience, time or nonce are not as they must be."""
+
+    code = "identity_unproven"
+    status = 403
+    verdict = Verdict.CONFIGURATION
+    advice = "We could not make sure that it was you. You can try again."
+    cure = "The log says which check failed. Compare this machine’s clock, `signing_algorithm` and client id."
+
+
+class IdentityUnusable(SignInFailure):
+    """The ID token is genuine, but does not hold the end user's id."""
+
+    code = "identity_unusable"
+    status = 403
+    verdict = Verdict.CONFIGURATION
+    advice = "Your account lacks something that is needed here. Please tell the people who run this service."
+    cure = "Let the OpenID provider put the claim named by `id_claim` into ID tokens."
+
+
 def by_code(code: str) -> type[BrokerError] | None:
     """Return the class whose stable code this is, for a code kept in a row; None when no version loaded here has it."""
     waiting: list[type[BrokerError]] = [BrokerError]

@@ -13,10 +13,9 @@ from types import MappingProxyType
 from typing import Any
 
 import sqlalchemy as sa
-from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.engine import Connection, Row
 
-from broker import audit
+from broker import audit, end_users
 from broker.apps import AppCatalogue, OfferedApp
 from broker.audit import COMMAND_LINE, Actor
 from broker.clock import Clock
@@ -36,7 +35,6 @@ from broker.contract import (
 )
 from broker.db import Database
 from broker.errors import (
-    EndUserErased,
     LinkExpired,
     LinkRevoked,
     LinkUnknown,
@@ -165,7 +163,9 @@ class Links:
         public_id, token, now = new_id("lnk"), random_token(), self._clock.now()
         expires_at = now + self._life(request.expires_in)
         with self._database.write() as connection:
-            end_user_id = _remember(connection, request, now)
+            end_user_id = end_users.remember(
+                connection, request.end_user_id, email=request.email, name=request.name, now=now
+            )
             reconnects = self._reconnects(connection, request, end_user_id)
             apps = None if request.apps is None else list(dict.fromkeys(request.apps))
             connection.execute(
@@ -409,29 +409,6 @@ def _value_problem(value: object) -> str:
         fits = math.isfinite(value) and abs(value) <= LARGEST_NUMBER
         return "" if fits else "a number must be finite and at most 2^53"
     return "a value must be a text, a number, true, false or null"
-
-
-def _remember(connection: Connection, request: LinkRequest, now: datetime) -> int:
-    """Return the key of the end user, made or brought up to date with what the host told. Raises EndUserErased."""
-    insert = sqlite.insert if connection.dialect.name == "sqlite" else postgresql.insert
-    fresh = insert(EndUser).values(
-        external_id=request.end_user_id, email=request.email, name=request.name, created_at=now
-    )
-    told = fresh.excluded
-    person = connection.execute(
-        fresh.on_conflict_do_update(
-            index_elements=["external_id"],
-            # What the host leaves out stays as it was.
-            set_={
-                "email": sa.func.coalesce(told.email, EndUser.email),
-                "name": sa.func.coalesce(told.name, EndUser.name),
-            },
-        ).returning(EndUser.id, EndUser.erasure_asked_at)
-    ).one()
-    if person.erasure_asked_at is not None:
-        raise EndUserErased
-    found: int = person.id
-    return found
 
 
 # --- what the database says -------------------------------------------------------------------------

@@ -700,6 +700,8 @@ class BrowserSession(Base):
     operator_id: Mapped[int | None] = mapped_column(sa.ForeignKey("operators.id"))
     # The link whose connections an end user's session shows; null shows all of that person's.
     link_id: Mapped[int | None] = mapped_column(sa.ForeignKey("links.id"))
+    # Whether the end user signed in at the OpenID provider, instead of coming by a link.
+    by_sign_in: Mapped[bool] = mapped_column(default=False, server_default=sa.false())
     created_at: Mapped[datetime] = mapped_column(UtcDateTime)
     # For the idle limit; written at most once a minute.
     seen_at: Mapped[datetime] = mapped_column(UtcDateTime)
@@ -710,17 +712,37 @@ class Operator(Base):
     """Staff who watch connections."""
 
     __tablename__ = "operators"
+    __table_args__ = (sa.Index("uq_operators_issuer_subject", "issuer", "subject", unique=True),)
 
     id: Mapped[int] = mapped_column(BigId, primary_key=True)
     # Lower case.
     email: Mapped[str] = mapped_column(sa.String(320), unique=True)
     # One of Role.
     role: Mapped[str] = mapped_column(sa.String(16))
-    # Argon2id, in its own self-describing form.
+    # Argon2id, in its own self-describing form; of a text that nobody knows for who signs in by OpenID Connect alone.
     password_hash: Mapped[str] = mapped_column(sa.String(255))
     created_at: Mapped[datetime] = mapped_column(UtcDateTime)
     # Null while the operator may sign in.
     disabled_at: Mapped[datetime | None] = mapped_column(UtcDateTime)
+    # Who this is at the OpenID provider; null for who has signed in by password only.
+    issuer: Mapped[str | None] = mapped_column(sa.String(500))
+    subject: Mapped[str | None] = mapped_column(sa.String(255))
+
+
+class PendingSignIn(Base):
+    """Somebody who has left for an OpenID provider and is not back yet; coming back takes the row away."""
+
+    __tablename__ = "sign_ins"
+
+    # SHA-256 of the state.
+    state_hash: Mapped[str] = mapped_column(Digest, primary_key=True)
+    # Whose sign-in it is: people or operators.
+    door: Mapped[str] = mapped_column(sa.String(16))
+    # SHA-256 of the secret of the browser that left.
+    browser_hash: Mapped[str] = mapped_column(Digest, index=True)
+    # PKCE verifier, nonce and the page that was wanted, sealed for this row.
+    sealed: Mapped[bytes] = mapped_column(sa.LargeBinary)
+    expires_at: Mapped[datetime] = mapped_column(UtcDateTime, index=True)
 
 
 class SignInThrottle(Base):

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import ipaddress
-import math
 from dataclasses import dataclass
-from datetime import datetime, timedelta
+from datetime import datetime
 
 import sqlalchemy as sa
 from argon2 import PasswordHasher
@@ -13,21 +11,21 @@ from argon2.exceptions import InvalidHashError, VerificationError
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.engine import Connection
 
-from broker import audit
+from broker import audit, throttle
 from broker.audit import COMMAND_LINE, Actor
 from broker.clock import Clock
 from broker.db import Database
-from broker.errors import Refused
-from broker.models import BrowserSession, Operator, Role, SignInThrottle
+from broker.errors import Refused, SignInFailure
+from broker.models import BrowserSession, Operator, Role
 from broker.secret import Secret, digest, random_token
 from broker.text import storable
+from broker.throttle import Counter
 
 # OWASP's Argon2id figures: 19 MiB, two passes, one lane; about 25 ms of one core.
 ARGON2_MEMORY_KIB, ARGON2_PASSES, ARGON2_LANES = 19_456, 2, 1
 # OWASP ASVS 5.0, 6.2.1; the throttle below stands in front of it.
 SHORTEST_PASSWORD, LONGEST_PASSWORD = 8, 1_024
 LONGEST_EMAIL = 320
-THROTTLE_WINDOW = timedelta(minutes=15)
 FAILURES_PER_EMAIL, FAILURES_PER_ADDRESS = 5, 20
 
 
@@ -54,17 +52,38 @@ class SignInRefused(Refused):
     advice = "Check both and try again."
 
 
-class SignInThrottled(Refused):
-    """Too many failed sign-ins for this e-mail or from this address; `minutes` says how long to wait."""
+class OperatorNotPermitted(SignInFailure):
+    """Somebody proved who they are, and no role goes with it; `shown` is the account's name, for that person alone."""
 
-    code = "sign_in_throttled"
-    status = 429
-    heading = "Too many tries"
+    code = "operator_not_permitted"
+    status = 403
+    heading = "You are not an operator here"
+    advice = "You signed in, but your account has no role here. Ask an admin for one, or use another account."
+    cure = "Give the account one of the values under `[operators.sign_in]` in the claim named by `role_claim`."
 
-    def __init__(self, wait: timedelta) -> None:
-        self.retry_after = max(1, math.ceil(wait.total_seconds()))
-        self.minutes = math.ceil(self.retry_after / 60)
-        super().__init__(f"again in {self.minutes} min")
+    def __init__(self, detail: str = "", *, shown: str = "") -> None:
+        self.shown = shown
+        super().__init__(detail)
+
+
+class OperatorDisabled(OperatorNotPermitted):
+    """Somebody proved who they are, and is disabled here."""
+
+    code = "operator_disabled"
+    advice = "You signed in, but your account is disabled here. Ask an admin."
+    cure = "Whoever was disabled stays so; let them sign in with another account if that was a mistake."
+
+
+class OperatorEmailTaken(OperatorNotPermitted):
+    """Another operator has this e-mail, and nothing proves that it is the same person."""
+
+    code = "operator_email_taken"
+    status = 409
+    heading = "Another operator has your e-mail address"
+    advice = "You signed in, but we could not make sure that this operator is you. Ask an admin."
+    cure = (
+        "Let the OpenID provider send `email_verified`, or run `broker operator unlink` for who had the address before."
+    )
 
 
 @dataclass(frozen=True)
@@ -76,6 +95,21 @@ class OperatorView:
     role: Role
     created_at: datetime
     disabled_at: datetime | None
+    has_openid: bool = False
+    """Whether an account at the OpenID provider belongs to it."""
+    sessions: int = 0
+    """In how many browsers it is signed in."""
+
+
+@dataclass(frozen=True)
+class Identity:
+    """Who somebody is at the OpenID provider, proven, and the role that goes with it."""
+
+    issuer: str
+    subject: str
+    email: str
+    email_verified: bool
+    role: Role | None
 
 
 class Operators:
@@ -104,10 +138,29 @@ class Operators:
 
     def list(self) -> tuple[OperatorView, ...]:
         """Return every operator, by e-mail."""
-        columns = (Operator.id, Operator.email, Operator.role, Operator.created_at, Operator.disabled_at)
+        open_sessions = (
+            sa.select(sa.func.count())
+            .where(BrowserSession.operator_id == Operator.id, BrowserSession.expires_at > self._clock.now())
+            .scalar_subquery()
+        )
+        columns = (
+            Operator.id, Operator.email, Operator.role, Operator.created_at, Operator.disabled_at, Operator.subject,
+            open_sessions.label("sessions"),
+        )  # fmt: skip
         with self._database.read() as connection:
             rows = connection.execute(sa.select(*columns).order_by(Operator.email)).all()
-        return tuple(OperatorView(row.id, row.email, Role(row.role), row.created_at, row.disabled_at) for row in rows)
+        return tuple(
+            OperatorView(
+                row.id,
+                row.email,
+                Role(row.role),
+                row.created_at,
+                row.disabled_at,
+                row.subject is not None,
+                row.sessions,
+            )
+            for row in rows
+        )
 
     def exist(self) -> bool:
         """Tell whether anybody can sign in at all."""
@@ -119,17 +172,53 @@ class Operators:
         """Stop an operator from signing in and end every session at once. Raises OperatorUnknown."""
         email, now = _normalised(email), self._clock.now()
         with self._database.write() as connection:
-            found = None
-            if storable(email):
-                found = connection.execute(
-                    sa.select(Operator.id, Operator.disabled_at).where(Operator.email == email)
-                ).one_or_none()
-            if found is None:
-                raise OperatorUnknown(email)
-            connection.execute(sa.delete(BrowserSession).where(BrowserSession.operator_id == found.id))
-            if found.disabled_at is None:
-                connection.execute(sa.update(Operator).where(Operator.id == found.id).values(disabled_at=now))
+            operator_id = find_operator(connection, email)
+            _end_sessions(connection, operator_id)
+            stopped = connection.execute(
+                sa.update(Operator)
+                .where(Operator.id == operator_id, Operator.disabled_at.is_(None))
+                .values(disabled_at=now)
+                .returning(Operator.id)
+            ).one_or_none()
+            if stopped is not None:
                 _audit(connection, now, actor, "operator.disabled", email)
+
+    def unlink(self, email: str, *, actor: Actor = COMMAND_LINE) -> None:
+        """Forget which account at the OpenID provider an operator has, so that another can take its place.
+
+        Ends every session. Raises OperatorUnknown.
+        """
+        email, now = _normalised(email), self._clock.now()
+        with self._database.write() as connection:
+            operator_id = find_operator(connection, email)
+            _end_sessions(connection, operator_id)
+            connection.execute(sa.update(Operator).where(Operator.id == operator_id).values(issuer=None, subject=None))
+            _audit(connection, now, actor, "operator.unlinked", email)
+
+    def admit(self, who: Identity, address: str) -> int:
+        """Return the key of the operator who came from the OpenID provider, made or brought up to date.
+
+        The role is the provider's, every time. Whoever has lost theirs is signed out everywhere. Raises
+        OperatorNotPermitted, OperatorDisabled, OperatorEmailTaken, or OperatorInvalid for an unusable e-mail.
+        """
+        email, now = _normalised(who.email), self._clock.now()
+        _check_email(email)
+        # Made before the transaction: it takes its time, and nobody will ever know what it is the hash of.
+        unknown_password = self._hasher.hash(random_token())
+        refused: OperatorNotPermitted | None = None
+        with self._database.write() as connection:
+            try:
+                operator_id = _admitted(connection, who, email, unknown_password, now)
+            except OperatorNotPermitted as refusal:
+                # Kept until the record of it is committed.
+                refused = refusal
+                detail: dict[str, object] = {"why": refusal.code, "address": throttle.network(address)}
+                _audit(connection, now, Actor("operator", email), "operator.sign_in_failed", email, detail)
+            else:
+                _audit(connection, now, Actor("operator", email), "operator.signed_in", email, {"by": "openid"})
+        if refused is not None:
+            raise refused
+        return operator_id
 
     def sign_in(self, email: str, password: Secret, address: str) -> int:
         """Return the key of the operator with this password. Raises SignInRefused or SignInThrottled.
@@ -139,8 +228,7 @@ class Operators:
         email, now = _normalised(email), self._clock.now()
         counters = _counters(email, address)
         with self._database.write() as connection:
-            for key_hash, most in counters:
-                _count_attempt(connection, key_hash, most, now)
+            throttle.count(connection, counters, now)
         operator_id = self._verified(email, password)
         with self._database.write() as connection:
             if operator_id is None:
@@ -151,10 +239,12 @@ class Operators:
                     Actor("operator", who),
                     "operator.sign_in_failed",
                     who,
-                    {"address": _network(address)},
+                    {"address": throttle.network(address)},
                 )
             else:
-                _forgive(connection, counters)
+                # The e-mail starts afresh, the address keeps its other failures.
+                throttle.forget(connection, counters[0])
+                throttle.take_back(connection, counters[1])
                 _audit(connection, now, Actor("operator", email), "operator.signed_in", email)
         if operator_id is None:
             raise SignInRefused
@@ -176,6 +266,57 @@ class Operators:
             return self._hasher.verify(password_hash, password.reveal()[:LONGEST_PASSWORD].encode(errors="replace"))
         except (VerificationError, InvalidHashError):
             return False
+
+
+def find_operator(connection: Connection, email: str) -> int:
+    """Return the key of the operator with this e-mail. Raises OperatorUnknown."""
+    email = _normalised(email)
+    found = None
+    if storable(email):
+        found = connection.execute(sa.select(Operator.id).where(Operator.email == email)).scalar_one_or_none()
+    if found is None:
+        raise OperatorUnknown(email)
+    return found
+
+
+def _end_sessions(connection: Connection, operator_id: int) -> None:
+    connection.execute(sa.delete(BrowserSession).where(BrowserSession.operator_id == operator_id))
+
+
+def _admitted(connection: Connection, who: Identity, email: str, unknown_password: str, now: datetime) -> int:
+    """Find or make the operator, and bring it up to date. Raises OperatorNotPermitted."""
+    columns = sa.select(Operator.id, Operator.email, Operator.role, Operator.disabled_at, Operator.subject)
+    known = connection.execute(
+        columns.where(Operator.issuer == who.issuer, Operator.subject == who.subject).with_for_update()
+    ).one_or_none()
+    if who.role is None:
+        if known is not None:
+            _end_sessions(connection, known.id)
+        raise OperatorNotPermitted("the ID token holds none of the configured roles", shown=email)
+    if known is None:
+        made = _insert(connection, email, who.role, unknown_password, now, issuer=who.issuer, subject=who.subject)
+        if made is not None:
+            _audit(connection, now, Actor("operator", email), "operator.created", email, {"role": who.role.value})
+            return made
+        known = connection.execute(columns.where(Operator.email == email).with_for_update()).one_or_none()
+        # Who proves to own the address that an operator was created under is that operator.
+        if known is None or known.subject is not None or not who.email_verified:
+            raise OperatorEmailTaken("an operator with this e-mail signs in otherwise", shown=email)
+        _audit(connection, now, Actor("operator", email), "operator.linked", email)
+    if known.disabled_at is not None:
+        raise OperatorDisabled("disabled", shown=email)
+    taken = sa.select(Operator.id).where(Operator.email == email, Operator.id != known.id)
+    kept_email = email if connection.execute(taken).first() is None else known.email
+    connection.execute(
+        sa.update(Operator)
+        .where(Operator.id == known.id)
+        .values(role=who.role.value, email=kept_email, issuer=who.issuer, subject=who.subject)
+    )
+    if known.role != who.role:
+        detail: dict[str, object] = {"from": known.role, "to": who.role.value}
+        _audit(connection, now, Actor("operator", email), "operator.role_changed", kept_email, detail)
+    found: int = known.id
+    return found
 
 
 def _normalised(email: str) -> str:
@@ -208,63 +349,23 @@ def _check_password(password: Secret, email: str) -> None:
         raise OperatorInvalid("the password is too easy to guess")
 
 
-def _insert(connection: Connection, email: str, role: Role, password_hash: str, now: datetime) -> int | None:
+def _insert(
+    connection: Connection, email: str, role: Role, password_hash: str, now: datetime, **identity: str
+) -> int | None:
     insert = sqlite.insert if connection.dialect.name == "sqlite" else postgresql.insert
-    fresh = insert(Operator).values(email=email, role=role.value, password_hash=password_hash, created_at=now)
-    return connection.execute(
-        fresh.on_conflict_do_nothing(index_elements=["email"]).returning(Operator.id)
-    ).scalar_one_or_none()
+    fresh = insert(Operator).values(
+        email=email, role=role.value, password_hash=password_hash, created_at=now, **identity
+    )
+    return connection.execute(fresh.on_conflict_do_nothing().returning(Operator.id)).scalar_one_or_none()
 
 
 # --- the throttle -----------------------------------------------------------------------------------
 
 
-def _counters(email: str, address: str) -> tuple[tuple[str, int], ...]:
-    """Return what is counted and how often it may fail; always in this order, so that no two sign-ins deadlock."""
-    by_email = digest(f"email:{email}") if storable(email) else digest("email:")
-    return ((by_email, FAILURES_PER_EMAIL), (digest(f"address:{_network(address)}"), FAILURES_PER_ADDRESS))
-
-
-def _network(address: str) -> str:
-    """Return what counts as one address: for IPv6 the /64, since one machine may use all of it."""
-    try:
-        parsed = ipaddress.ip_address(address)
-    except ValueError:
-        return "unknown"
-    if isinstance(parsed, ipaddress.IPv6Address):
-        return (
-            str(ipaddress.ip_network((parsed, 64), strict=False)) if not parsed.ipv4_mapped else str(parsed.ipv4_mapped)
-        )
-    return str(parsed)
-
-
-def _count_attempt(connection: Connection, key_hash: str, most: int, now: datetime) -> None:
-    insert = sqlite.insert if connection.dialect.name == "sqlite" else postgresql.insert
-    over = SignInThrottle.since <= now - THROTTLE_WINDOW
-    count = insert(SignInThrottle).values(key_hash=key_hash, failures=1, since=now)
-    row = connection.execute(
-        count.on_conflict_do_update(
-            index_elements=["key_hash"],
-            set_={
-                "failures": sa.case((over, 1), else_=SignInThrottle.failures + 1),
-                "since": sa.case((over, now), else_=SignInThrottle.since),
-            },
-        ).returning(SignInThrottle.failures, SignInThrottle.since)
-    ).one()
-    if row.failures > most:
-        # Raised inside the transaction: an attempt that was not let through does not count.
-        raise SignInThrottled(row.since + THROTTLE_WINDOW - now)
-
-
-def _forgive(connection: Connection, counters: tuple[tuple[str, int], ...]) -> None:
-    """Take back the attempt that turned out right; the e-mail starts afresh, the address keeps its other failures."""
-    (email_hash, _), (address_hash, _) = counters
-    connection.execute(sa.delete(SignInThrottle).where(SignInThrottle.key_hash == email_hash))
-    connection.execute(
-        sa.update(SignInThrottle)
-        .where(SignInThrottle.key_hash == address_hash, SignInThrottle.failures > 0)
-        .values(failures=SignInThrottle.failures - 1)
-    )
+def _counters(email: str, address: str) -> tuple[Counter, Counter]:
+    """Return what is counted, always in this order."""
+    by_email = throttle.counter(f"email:{email}" if storable(email) else "email:", FAILURES_PER_EMAIL)
+    return by_email, throttle.counter(f"address:{throttle.network(address)}", FAILURES_PER_ADDRESS)
 
 
 def _audit(

@@ -31,6 +31,7 @@ from broker.models import (
     JobState,
     Link,
     LinkUse,
+    PendingSignIn,
     ProviderEvent,
     SendState,
     SignInThrottle,
@@ -47,6 +48,7 @@ BUDGET = 5_000
 """Rows of one kind that one purge forgets at most."""
 BATCH = 200
 THROTTLES_KEPT = timedelta(days=1)
+SIGN_INS_KEPT = timedelta(days=1)
 
 log = structlog.get_logger(__name__)
 
@@ -60,6 +62,7 @@ _notices = table(ProviderEvent)
 _sendings = table(WebhookDelivery)
 _sessions = table(BrowserSession)
 _told = table(Event)
+_sign_ins = table(PendingSignIn)
 _throttles = table(SignInThrottle)
 _uses = table(LinkUse)
 
@@ -127,6 +130,7 @@ class Purge:
         )
         found = {"sessions": self._sessions.purge(), "sign_in_throttles": self._forget_throttles(now)}
         found["repeatable_calls"] = self._calls.purge()
+        found["sign_ins"] = self._forget_sign_ins(now)
         for name, query, forget in plan:
             found[name] = sum(self._in_batches(query.limit(budget), forget, job))
         found["audit"] = self._forget_audit(very_old, budget, job)
@@ -154,6 +158,12 @@ class Purge:
             if count < BATCH:
                 break
         return forgotten
+
+    def _forget_sign_ins(self, now: datetime) -> int:
+        with self._database.write() as connection:
+            return connection.execute(
+                sa.delete(_sign_ins).where(_sign_ins.c.expires_at <= now - SIGN_INS_KEPT)
+            ).rowcount
 
     def _forget_throttles(self, now: datetime) -> int:
         with self._database.write() as connection:

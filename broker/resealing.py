@@ -24,8 +24,9 @@ from broker.errors import BrokerError, Unreadable
 from broker.idempotency import answer_binding
 from broker.journal import code_binding, flow_binding, hop_binding
 from broker.keyring import KeyRing
-from broker.models import ConnectedAccount, Flow, Hop, IdempotentCall, WebhookEndpoint, WebhookSecret
+from broker.models import ConnectedAccount, Flow, Hop, IdempotentCall, PendingSignIn, WebhookEndpoint, WebhookSecret
 from broker.notifications import secret_binding
+from broker.sign_ins import pending_binding
 from broker.vault import Binding, Vault, sealed_with
 
 AT_ONCE = 200
@@ -41,6 +42,7 @@ _endpoints = table(WebhookEndpoint)
 _flows = table(Flow)
 _hops = table(Hop)
 _secrets = table(WebhookSecret)
+_sign_ins = table(PendingSignIn)
 
 
 class KeyInUse(BrokerError):
@@ -88,6 +90,7 @@ SEALED: Sequence[SealedColumn] = (
         lambda row: secret_binding(row.public_id, row.number),
     ),
     SealedColumn(_calls.c.answer_sealed, sa.select(_calls.c.key_hash), lambda row: answer_binding(row.key_hash)),
+    SealedColumn(_sign_ins.c.sealed, sa.select(_sign_ins.c.state_hash), lambda row: pending_binding(row.state_hash)),
 )
 """Every column that the vault seals, the canaries apart: each key has a canary of its own."""
 

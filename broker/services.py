@@ -41,9 +41,11 @@ from broker.reconciliation import Reconciliation
 from broker.reconnects import Reconnects
 from broker.refresh import Refreshes
 from broker.resealing import Resealing
+from broker.self_service import SelfService
 from broker.sequin import Sequin
 from broker.sessions import Sessions
 from broker.settings import Settings
+from broker.sign_ins import SignIns
 from broker.timeline import Timeline
 from broker.verification import Verifications
 from broker.webhook_endpoints import WebhookEndpoints
@@ -94,6 +96,9 @@ class Services:
     workload: Workload
     operators: Operators
     sessions: Sessions
+    people_sign_ins: SignIns | None
+    operator_sign_ins: SignIns | None
+    self_service: SelfService
     timeline: Timeline
     events: Events
     notifications: Notifications

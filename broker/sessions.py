@@ -10,9 +10,11 @@ import sqlalchemy as sa
 from sqlalchemy.engine import Connection, Row
 
 from broker import audit
+from broker.audit import COMMAND_LINE, Actor
 from broker.clock import Clock
 from broker.db import Database
 from broker.models import BrowserSession, Operator, Role
+from broker.operators import find_operator
 from broker.secret import Secret, digest, random_token
 from broker.text import storable
 
@@ -42,6 +44,8 @@ class SignedIn:
     link_id: int | None
     operator: SignedInOperator | None
     expires_at: datetime
+    by_sign_in: bool = False
+    """Whether an end user signed in as themself, so that they may connect what is configured."""
 
 
 class Sessions:
@@ -52,14 +56,21 @@ class Sessions:
         self._clock = clock
 
     def open_end_user(
-        self, connection: Connection | None, end_user_id: int, link_id: int | None, *, life: timedelta = END_USER_LIMIT
+        self,
+        connection: Connection | None,
+        end_user_id: int,
+        link_id: int | None,
+        *,
+        life: timedelta = END_USER_LIMIT,
+        by_sign_in: bool = False,
     ) -> Secret:
         """Return the cookie of a new end user's session, in the caller's transaction when it has one."""
         life = min(life, END_USER_LIMIT)
+        whose = {"end_user_id": end_user_id, "link_id": link_id, "by_sign_in": by_sign_in}
         if connection is not None:
-            return self._open(connection, life, end_user_id=end_user_id, link_id=link_id)
+            return self._open(connection, life, **whose)
         with self._database.write() as own:
-            return self._open(own, life, end_user_id=end_user_id, link_id=link_id)
+            return self._open(own, life, **whose)
 
     def open_operator(self, operator_id: int) -> Secret:
         """Return the cookie of a new operator's session."""
@@ -92,12 +103,25 @@ class Sessions:
             if ended is not None and ended.operator_id is not None:
                 self._record_sign_out(connection, ended.operator_id)
 
-    def end_all(self, operator_id: int) -> int:
-        """End every session of an operator and return how many there were."""
+    def end_all(self, email: str, *, actor: Actor = COMMAND_LINE) -> int:
+        """End every session of an operator and return how many there were. Raises OperatorUnknown."""
         with self._database.write() as connection:
-            return connection.execute(
-                sa.delete(BrowserSession).where(BrowserSession.operator_id == operator_id)
-            ).rowcount
+            operator_id = find_operator(connection, email)
+            ended = connection.execute(
+                sa.delete(BrowserSession)
+                .where(BrowserSession.operator_id == operator_id)
+                .returning(BrowserSession.id_hash)
+            ).all()
+            audit.record(
+                connection,
+                at=self._clock.now(),
+                actor_kind=actor.kind,
+                actor=actor.name,
+                action="operator.signed_out_everywhere",
+                target=email.strip().lower(),
+                detail={"sessions": len(ended)},
+            )
+        return len(ended)
 
     def purge(self) -> int:
         """Forget the sessions whose time is over and return how many there were."""
@@ -106,7 +130,7 @@ class Sessions:
                 sa.delete(BrowserSession).where(BrowserSession.expires_at <= self._clock.now())
             ).rowcount
 
-    def _open(self, connection: Connection, limit: timedelta, **whose: int | None) -> Secret:
+    def _open(self, connection: Connection, limit: timedelta, **whose: int | bool | None) -> Secret:
         token, now = random_token(), self._clock.now()
         connection.execute(
             sa.insert(BrowserSession).values(
@@ -136,6 +160,7 @@ def _found(id_hash: str, now: datetime) -> sa.Select[*tuple[Any, ...]]:
         sa.select(
             BrowserSession.end_user_id,
             BrowserSession.link_id,
+            BrowserSession.by_sign_in,
             BrowserSession.seen_at,
             BrowserSession.expires_at,
             Operator.id.label("operator_id"),
@@ -154,4 +179,4 @@ def _found(id_hash: str, now: datetime) -> sa.Select[*tuple[Any, ...]]:
 
 def _signed_in(row: _Row) -> SignedIn:
     staff = SignedInOperator(row.operator_id, row.email, Role(row.role)) if row.operator_id is not None else None
-    return SignedIn(row.end_user_id, row.link_id, staff, row.expires_at)
+    return SignedIn(row.end_user_id, row.link_id, staff, row.expires_at, row.by_sign_in)

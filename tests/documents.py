@@ -72,7 +72,7 @@ def _tables() -> str:
         parts += [_table(app_settings(provider.name, provider.options), of_app=True)]
     sections: dict[str, list[Setting]] = {}
     for setting in CONFIG_SETTINGS:
-        sections.setdefault(setting.name.partition(".")[0], []).append(setting)
+        sections.setdefault(setting.section, []).append(setting)
     for section, settings in sections.items():
         parts += [f"### TOML file: `[{section}]`", "", _table(settings, cut=f"{section}.")]
     return "\n".join(parts)

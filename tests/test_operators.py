@@ -14,9 +14,9 @@ from broker.operators import (
     Operators,
     OperatorUnknown,
     SignInRefused,
-    SignInThrottled,
 )
 from broker.secret import Secret
+from broker.throttle import SignInThrottled
 from tests.house import House, open_house
 
 PASSWORD = "correct horse battery staple"

@@ -7,8 +7,9 @@ from collections.abc import Iterator
 import pytest
 import sqlalchemy as sa
 
+from broker.audit import Actor
 from broker.models import BrowserSession, Operator, Role
-from broker.operators import Operators
+from broker.operators import Operators, OperatorUnknown
 from broker.secret import Secret
 from broker.sessions import Sessions
 from tests.house import START, House, open_house
@@ -103,9 +104,20 @@ def test_all_of_an_operators_sessions_end_together(house: House, sessions: Sessi
     who = staff(house)
     tokens = [sessions.open_operator(who).reveal() for _ in range(3)]
     person = sessions.open_end_user(None, house.end_user("jo"), None).reveal()
-    assert sessions.end_all(who) == 3
+    email = house.value(sa.select(Operator.email))
+    assert sessions.end_all(email, actor=Actor("operator", "kim@example.com")) == 3
     assert [sessions.find(token) for token in tokens] == [None] * 3
     assert sessions.find(person) is not None
+    assert house.audited()[-1] == ("operator", "kim@example.com", "operator.signed_out_everywhere", email)
+    with pytest.raises(OperatorUnknown):
+        sessions.end_all("nobody@example.com")
+
+
+def test_a_session_knows_whether_the_person_signed_in(house: House, sessions: Sessions) -> None:
+    who = house.end_user("jo")
+    came, signed_in = sessions.open_end_user(None, who, None), sessions.open_end_user(None, who, None, by_sign_in=True)
+    found = [sessions.find(token.reveal()) for token in (came, signed_in)]
+    assert [one.by_sign_in for one in found if one is not None] == [False, True]
 
 
 def test_a_disabled_operator_is_out_at_once(house: House, sessions: Sessions) -> None:

@@ -23,6 +23,7 @@ from broker.settings import (
     EncryptionKey,
     HttpAddress,
     Limits,
+    PeopleSignIn,
     Retention,
     Settings,
     Webhooks,
@@ -885,11 +886,65 @@ def test_the_palest_grey_that_white_text_can_be_read_on_is_taken(toml: Toml) -> 
     assert toml.load(f"branding.color = '#767676'\n{APP}").branding.color == "#767676"
 
 
-@pytest.mark.parametrize("section", ["sign_in", "operators.sign_in"])
-def test_sign_in_by_openid_connect_is_refused_in_this_version(section: str, toml: Toml) -> None:
-    assert toml.problem(f"{APP}[{section}]\nissuer = 'https://id.acme.io'\n") == (
-        f"[{section}] cannot be used: sign-in by OpenID Connect is not available in this version, so remove it."
+SIGN_IN = "issuer = 'https://id.acme.io/'\nclient_id = 'broker'\nclient_secret = { env = 'S_KEY' }\n"
+
+
+def test_people_sign_in_at_an_openid_provider_where_the_file_says_so(toml: Toml) -> None:
+    settings = toml.load(f"{APP}[sign_in]\n{SIGN_IN}")
+    assert settings.sign_in == PeopleSignIn("https://id.acme.io/", "broker", Secret("sk_test_2"))
+    assert settings.sign_in.scopes == ("openid", "email", "profile")
+    assert (settings.sign_in.id_claim, settings.sign_in.name) == ("sub", "id.acme.io")
+    assert settings.operators_sign_in is None
+
+
+def test_values_of_the_role_claim_make_roles_of_operators(toml: Toml) -> None:
+    more = "role_claim = 'groups'\nlabel = 'Acme'\nadmin = ['cn=admins,ou=acme', 'root']\nscopes = 'openid groups'\n"
+    found = toml.load(f"{APP}[operators.sign_in]\n{SIGN_IN}{more}").operators_sign_in
+    assert found is not None
+    assert found.admin == ("cn=admins,ou=acme", "root")
+    assert (found.viewer, found.operator, found.role_claim, found.name) == (
+        ("viewer",),
+        ("operator",),
+        "groups",
+        "Acme",
     )
+    assert found.scopes == ("openid", "groups")
+
+
+@pytest.mark.parametrize("section", ["sign_in", "operators.sign_in"])
+def test_a_sign_in_that_is_begun_has_to_be_complete(section: str, toml: Toml) -> None:
+    with pytest.raises(SettingsError) as raised:
+        toml.load(f"{APP}[{section}]\nlabel = 'Acme'\n")
+    assert [sentence.partition(" is not set:")[0] for sentence in raised.value.problems] == [
+        f"[{section}] issuer", f"[{section}] client_id", f"[{section}] client_secret"
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("line", "start"),
+    [
+        ("issuer = 'http://id.acme.io'", "[sign_in] issuer is not https: use https"),
+        ("issuer = 'https://id.acme.io/?x=1'", "[sign_in] issuer has a query: remove the ?"),
+        (
+            "issuer = 'https://id.acme.io/.well-known/openid-configuration'",
+            "[sign_in] issuer is the address of its configuration: write what stands before",
+        ),
+        ("client_secret = 'plain'", "[sign_in] client_secret holds a secret in plain text: write { env"),
+        ("scopes = 'email'", "[sign_in] scopes does not hold openid: write for example"),
+        ("signing_algorithm = 'HS256'", "[sign_in] signing_algorithm is not one of RS256,"),
+        ("signing_algorithm = 'none'", "[sign_in] signing_algorithm is not one of RS256,"),
+        ("id_claim = 'two words'", "[sign_in] id_claim holds a space"),
+        ("password_login = false", "[sign_in] has the unknown key password_login: remove it"),
+    ],
+)
+def test_what_is_wrong_with_a_sign_in_is_said(line: str, start: str, toml: Toml) -> None:
+    name = line.partition(" ")[0]
+    rest = "".join(one for one in SIGN_IN.splitlines(keepends=True) if not one.startswith(name))
+    assert toml.problem(f"{APP}[sign_in]\n{rest}{line}\n").startswith(start)
+
+
+def test_operators_have_nothing_but_a_sign_in(toml: Toml) -> None:
+    assert toml.problem(f"{APP}[operators]\nadmin = 'jo'\n").startswith("[operators] has the unknown key admin")
 
 
 # --- secrets ------------------------------------------------------------------------------------------

@@ -110,10 +110,19 @@ def list_operators(*, as_json: bool) -> None:
     found = services().operators.list()
     if as_json:
         say_json({"data": [
-            {"email": one.email, "role": one.role, **_times(one, "created_at", "disabled_at")} for one in found
+            {
+                "email": one.email, "role": one.role, "openid": one.has_openid, "sessions": one.sessions,
+                **_times(one, "created_at", "disabled_at"),
+            }
+            for one in found
         ]})  # fmt: skip
         return
-    say_table(("email", "role", "created", "disabled"), [(o.email, o.role, o.created_at, o.disabled_at) for o in found])
+    say_table(
+        ("email", "role", "OpenID", "signed in", "created", "disabled"),
+        [
+            (o.email, o.role, "yes" if o.has_openid else "no", o.sessions, o.created_at, o.disabled_at) for o in found
+        ],
+    )  # fmt: skip
 
 
 @operator.command("disable")
@@ -123,6 +132,24 @@ def disable_operator(email: str) -> None:
     """Stop an operator from signing in, and sign them out everywhere."""
     services().operators.disable(email)
     click.echo(f"{email} can no longer sign in.")
+
+
+@operator.command("sign-out")
+@click.option("--email", required=True)
+@with_appcontext
+def sign_out_operator(email: str) -> None:
+    """Sign an operator out in every browser; they may sign in again."""
+    count = services().sessions.end_all(email)
+    click.echo(f"{email} is signed out of {count} {'browser' if count == 1 else 'browsers'}.")
+
+
+@operator.command("unlink")
+@click.option("--email", required=True)
+@with_appcontext
+def unlink_operator(email: str) -> None:
+    """Forget which account at the OpenID provider is this operator's, so that another can be."""
+    services().operators.unlink(email)
+    click.echo(f"{email} is no longer tied to an account at the OpenID provider.")
 
 
 # --- connect links ------------------------------------------------------------------------------------

@@ -150,6 +150,16 @@ def base(text: str, report: Report | None) -> str:
     return address.origin + address.path.rstrip("/")
 
 
+def issuer(text: str, report: Report) -> str:
+    """Parse an OpenID issuer. It is compared letter by letter ever after, so it is kept exactly as it was written."""
+    address = safe(parse(text), report)
+    if "?" in text:
+        raise Wrong("has a query", "remove the ? and what follows it")
+    if "/.well-known/" in address.path:
+        raise Wrong("is the address of its configuration", "write what stands before /.well-known/")
+    return text
+
+
 def link(text: str, report: Report) -> str:
     """Parse the address of a page or picture."""
     address = safe(parse(text), report, loopback=True)

@@ -7,15 +7,27 @@ from collections.abc import Mapping
 from dataclasses import fields
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any
+from typing import Any, TypeVar
 
 from broker.errors import SettingsError
 from broker.settings.apps import AppReader
-from broker.settings.model import AppOptions, Branding, Limits, Retention, Settings, Webhooks
+from broker.settings.model import (
+    AppOptions,
+    Branding,
+    Limits,
+    OperatorSignIn,
+    PeopleSignIn,
+    Retention,
+    Settings,
+    SignIn,
+    Webhooks,
+)
 from broker.settings.report import Report, Wrong, did_you_mean
 from broker.settings.sources import Document, Environment
 from broker.settings.table import CONFIG_SETTINGS, SETTINGS, Setting
 from broker.settings.values import switched_on
+
+_SignIn = TypeVar("_SignIn", bound=SignIn)
 
 _PREFIX = "BROKER_"
 _NAMES = tuple(setting.name for setting in SETTINGS)
@@ -80,33 +92,44 @@ def _config(document: Document, report: Report, sources: dict[str, str]) -> dict
     """Return the values of the TOML file, except OAuth apps, by `section.key`."""
     sections: dict[str, list[str]] = {}
     for setting in CONFIG_SETTINGS:
-        section, _, key = setting.name.partition(".")
-        sections.setdefault(section, []).append(key)
-    later = ("sign_in", "operators")
-    document.unknown("The TOML file", document.content, ("apps", *sections, *later))
-    _not_yet(document, report)
+        sections.setdefault(setting.section, []).append(setting.key)
+    outer: dict[str, list[str]] = {}
+    for section in ("apps", *sections):
+        first, _, second = section.partition(".")
+        outer.setdefault(first, []).extend([second] if second else [])
+    document.unknown("The TOML file", document.content, tuple(outer))
+    for first, inner in outer.items():
+        if inner:
+            document.unknown(f"[{first}]", document.table(first), tuple(inner))
     for section, keys in sections.items():
-        document.unknown(f"[{section}]", document.table(section), tuple(keys))
-    values: dict[str, Any] = {}
-    for setting in CONFIG_SETTINGS:
-        section, _, key = setting.name.partition(".")
-        table = document.table(section)
-        sources[setting.name] = "broker.toml" if key in table else "default"
-        where = f"[{section}] {key}"
-        text = document.text(table[key], where) if key in table else setting.default
-        values[setting.name] = None if text is None else _parsed(setting, text.strip(), where, report)
+        document.unknown(f"[{section}]", document.table(*section.split(".")), tuple(keys))
+    values = {setting.name: _configured(setting, document, report, sources) for setting in CONFIG_SETTINGS}
+    for section in ("sign_in", "operators.sign_in"):
+        scopes = values[f"{section}.scopes"]
+        if scopes is not None and "openid" not in scopes:
+            report.problem(f'[{section}] scopes does not hold openid: write for example scopes = "openid email".')
     return values
 
 
-def _not_yet(document: Document, report: Report) -> None:
-    """Refuse what this version cannot do, instead of starting without it."""
-    operators = document.table("operators")
-    document.unknown("[operators]", operators, ("sign_in",))
-    for present, name in (("sign_in" in document.content, "sign_in"), ("sign_in" in operators, "operators.sign_in")):
-        if present:
-            report.problem(
-                f"[{name}] cannot be used: sign-in by OpenID Connect is not available in this version, so remove it."
-            )
+def _configured(setting: Setting, document: Document, report: Report, sources: dict[str, str]) -> Any:
+    """Return the value of one setting of the TOML file; None when it is not set, or after reporting a problem."""
+    table = document.table(*setting.section.split("."))
+    where = f"[{setting.section}] {setting.key}"
+    present = setting.key in table
+    sources[setting.name] = "broker.toml" if present else "default"
+    if not present:
+        if setting.required and document.has(*setting.section.split(".")):
+            report.problem(f"{where} is not set: {setting.fix}.")
+        return None if setting.default is None else _parsed(setting, setting.default, where, report)
+    given = table[setting.key]
+    if not (setting.several and isinstance(given, list)):
+        text = document.text(given, where, secret=setting.secret)
+        return None if text is None else _parsed(setting, text.strip(), where, report)
+    parts = []
+    for item in given:
+        text = document.text(item, where)
+        parts.append(None if text is None else _parsed(setting, text.strip(), where, report))
+    return None if None in parts else tuple(value for part in parts for value in part or ())
 
 
 def _unknown_names(environment: Environment, document: Document, report: Report) -> None:
@@ -139,6 +162,10 @@ def _settings(
     def section(name: str, *keys: str) -> dict[str, Any]:
         return {key: values[f"{name}.{key}"] for key in keys}
 
+    def sign_in(name: str, kind: type[_SignIn]) -> _SignIn | None:
+        given = section(name, *(field.name for field in fields(kind)))
+        return kind(**given) if given["issuer"] else None
+
     return Settings(
         public_url=values["BROKER_PUBLIC_URL"],
         secret_key=values["BROKER_SECRET_KEY"],
@@ -164,6 +191,8 @@ def _settings(
         branding=Branding(**section("branding", *(field.name for field in fields(Branding)))),
         retention=Retention(**section("retention", "audit_days", "flow_days")),
         webhooks=Webhooks(private_networks=values["webhooks.private_networks"] or ()),
+        sign_in=sign_in("sign_in", PeopleSignIn),
+        operators_sign_in=sign_in("operators.sign_in", OperatorSignIn),
         flow_minutes=values["limits.flow_minutes"],
         link_minutes=values["limits.link_minutes"],
         sources=sources,

@@ -103,6 +103,50 @@ class OAuthApp:
     options: AppOptions
 
 
+SIGNING_ALGORITHMS = ("RS256", "RS384", "RS512", "PS256", "PS384", "PS512", "ES256", "ES384", "ES512")
+"""What an ID token may be signed with: keys in pairs alone, so that nobody who can verify can also sign."""
+
+
+@dataclass(frozen=True)
+class SignIn:
+    """Our registration at an OpenID provider."""
+
+    issuer: str
+    """Exactly as the provider writes it, a slash at the end included."""
+    client_id: str
+    client_secret: Secret
+    scopes: tuple[str, ...] = ("openid", "email", "profile")
+    label: str | None = None
+    """What its button calls it; none means the issuer's host."""
+    signing_algorithm: str = "RS256"
+    """The one algorithm an ID token may be signed with."""
+
+    @property
+    def name(self) -> str:
+        """What people know it by."""
+        return self.label or self.issuer.partition("://")[2].partition("/")[0]
+
+
+@dataclass(frozen=True)
+class PeopleSignIn(SignIn):
+    """Where end users sign in, when no host sends them."""
+
+    id_claim: str = "sub"
+    """The claim that holds the end user's id."""
+
+
+@dataclass(frozen=True)
+class OperatorSignIn(SignIn):
+    """Where operators sign in, besides by password."""
+
+    role_claim: str = "roles"
+    """The claim that holds roles or groups."""
+    viewer: tuple[str, ...] = ("viewer",)
+    """Values of that claim that make a viewer; likewise below. The highest role counts."""
+    operator: tuple[str, ...] = ("operator",)
+    admin: tuple[str, ...] = ("admin",)
+
+
 @dataclass(frozen=True)
 class Limits:
     """Rate limits, counted per process."""
@@ -182,6 +226,10 @@ class Settings:
     branding: Branding = Branding()
     retention: Retention = Retention()
     webhooks: Webhooks = Webhooks()
+    sign_in: PeopleSignIn | None = None
+    """None means that people come by links alone."""
+    operators_sign_in: OperatorSignIn | None = None
+    """None means that operators sign in by password alone."""
     flow_minutes: int = 60
     link_minutes: int = 30
     sources: Mapping[str, str] = field(default_factory=lambda: MappingProxyType({}))
@@ -206,6 +254,16 @@ class Settings:
             KeyError: there is no such OAuth app.
         """
         return f"{self.public_url}/oauth/{self.apps[app_key].key}/callback"
+
+    @property
+    def sign_in_callback_url(self) -> str:
+        """The redirect address to register for `[sign_in]`."""
+        return f"{self.public_url}/sign-in/callback"
+
+    @property
+    def operators_callback_url(self) -> str:
+        """The redirect address to register for `[operators.sign_in]`."""
+        return f"{self.public_url}/ops/sign-in/callback"
 
     def hook_url(self, app_key: str) -> str:
         """Return the address to register at the provider for this OAuth app's webhooks.

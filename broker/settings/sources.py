@@ -174,6 +174,15 @@ class Document:
             table = inner
         return table
 
+    def has(self, *keys: str) -> bool:
+        """Tell whether somebody wrote a table down, be it an empty one."""
+        table: object = self.content
+        for key in keys:
+            if not isinstance(table, dict) or key not in table:
+                return False
+            table = table[key]
+        return isinstance(table, dict)
+
     def unknown(self, where: str, keys: Mapping[str, Any], known: tuple[str, ...]) -> None:
         """Report every key that nothing reads."""
         for key in keys:

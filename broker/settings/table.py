@@ -11,11 +11,15 @@ from pydantic.fields import FieldInfo
 from broker.settings import addresses, values
 from broker.settings.model import (
     LANGUAGES,
+    SIGNING_ALGORITHMS,
     AppOptions,
     Branding,
     Limits,
+    OperatorSignIn,
+    PeopleSignIn,
     Retention,
     Settings,
+    SignIn,
     is_address,
     is_secret,
 )
@@ -39,18 +43,30 @@ class Setting:
     fix: str = ""
     """What to do when a required setting is not set."""
     secret: bool = False
+    several: bool = False
+    """Whether the TOML file may hold a list in its place; `parse` then returns a tuple for each item."""
 
     @property
     def required(self) -> bool:
-        """True when the broker does not start without it."""
+        """True when the broker does not start without it; in the TOML file, where its section is there at all."""
         return bool(self.fix)
+
+    @property
+    def section(self) -> str:
+        """Section of the TOML file, such as `operators.sign_in`."""
+        return self.name.rpartition(".")[0]
+
+    @property
+    def key(self) -> str:
+        """Key within the section."""
+        return self.name.rpartition(".")[2]
 
     @property
     def advice(self) -> str:
         """How to write it correctly; the end of a sentence."""
         if self.fix:
             return self.fix
-        key = self.name.rpartition(".")[2]
+        key = self.key
         quoted = f'"{self.example}"' if "." in self.name and not self.example.isdigit() else self.example
         equals = " = " if "." in self.name else "="
         return f"write for example {key}{equals}{quoted}" if self.example else "correct it"
@@ -180,6 +196,56 @@ SETTINGS: tuple[Setting, ...] = (
 )
 """Every environment setting, except those of OAuth apps: see `app_settings`."""
 
+
+def _sign_in(section: str, who: str, callback: str) -> tuple[Setting, ...]:
+    """Return what every registration at an OpenID provider has."""
+    return (
+        Setting(
+            f"{section}.issuer",
+            f"OpenID provider at which {who} sign in, exactly as it writes its issuer.",
+            addresses.issuer,
+            example="https://id.example.com",
+            fix="write the issuer of the OpenID provider, for example https://id.example.com",
+        ),
+        Setting(
+            f"{section}.client_id",
+            f"Client id of the broker there; the redirect address to register is `{callback}`.",
+            values.identifier,
+            example="oauth-broker",
+            fix="register the broker at the OpenID provider and copy the client id",
+        ),
+        Setting(
+            f"{section}.client_secret",
+            "Client secret of the broker there.",
+            values.token,
+            fix='copy it from the OpenID provider, as { env = "NAME" } or { file = "path" }',
+            secret=True,
+        ),
+        Setting(
+            f"{section}.scopes",
+            "Scopes to ask for; `openid` has to be among them.",
+            values.scopes,
+            default=" ".join(SignIn.scopes),
+            example="openid email",
+            several=True,
+        ),
+        Setting(
+            f"{section}.label",
+            "What the button calls the provider.",
+            values.line(40),
+            default_note="the issuer’s host",
+            example="Acme",
+        ),
+        Setting(
+            f"{section}.signing_algorithm",
+            f"The one algorithm that ID tokens may be signed with: {', '.join(SIGNING_ALGORITHMS)}.",
+            values.choice(*SIGNING_ALGORITHMS),
+            default=SignIn.signing_algorithm,
+            example=SignIn.signing_algorithm,
+        ),
+    )
+
+
 CONFIG_SETTINGS: tuple[Setting, ...] = (
     Setting(
         "branding.name",
@@ -275,6 +341,33 @@ CONFIG_SETTINGS: tuple[Setting, ...] = (
         addresses.networks,
         default_note="none",
         example="10.20.0.0/16",
+    ),
+    *_sign_in("sign_in", "people", "/sign-in/callback"),
+    Setting(
+        "sign_in.id_claim",
+        "The claim that holds the end user’s id; it must be one that people cannot change themselves.",
+        values.claim,
+        default=PeopleSignIn.id_claim,
+        example="sub",
+    ),
+    *_sign_in("operators.sign_in", "operators", "/ops/sign-in/callback"),
+    Setting(
+        "operators.sign_in.role_claim",
+        "The claim that holds an operator’s roles or groups, as text or as a list.",
+        values.claim,
+        default=OperatorSignIn.role_claim,
+        example="groups",
+    ),
+    *(
+        Setting(
+            f"operators.sign_in.{role}",
+            f"Values of that claim that make {article} {role}; the highest role counts.",
+            values.claim_values,
+            default=role,
+            example=f"broker-{role}s",
+            several=True,
+        )
+        for role, article in (("viewer", "a"), ("operator", "an"), ("admin", "an"))
     ),
 )
 """Every setting of the TOML file, except those of OAuth apps."""

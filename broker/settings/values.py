@@ -121,6 +121,23 @@ def identifier(text: str, _report: Report) -> str:
     return _compact(text)
 
 
+def claim(text: str, _report: Report) -> str:
+    """Parse the name of a claim of an ID token."""
+    return _compact(text)
+
+
+def claim_values(text: str, _report: Report) -> tuple[str, ...]:
+    """Parse one value of a claim. It may hold commas and spaces: a list says where the next begins."""
+    if len(text) > 300 or not text.isprintable():
+        raise Wrong("is not one line of at most 300 characters")
+    return (text,)
+
+
+def scopes(text: str, report: Report) -> tuple[str, ...]:
+    """Parse scopes separated by commas or spaces."""
+    return tuple(dict.fromkeys(scope(part, report) for part in re.split(r"[,\s]+", text) if part))
+
+
 def scope(text: str, _report: Report) -> str:
     """Parse one scope (RFC 6749 section 3.3)."""
     if not re.fullmatch(r"[\x21\x23-\x5b\x5d-\x7e]+", text):

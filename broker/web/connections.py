@@ -1,4 +1,4 @@
-"""A person's own connected accounts, for the half hour after they connected one or opened a manage link."""
+"""A person's own connected accounts, for the half hour after they connected one, opened a manage link or signed in."""
 
 from __future__ import annotations
 
@@ -14,11 +14,13 @@ from broker.connections import ConnectionUnknown, ConnectionView
 from broker.errors import Refused
 from broker.history import Happening
 from broker.journal import Browser
+from broker.sessions import SignedIn
 from broker.status import Status
 from broker.text import translatable
 from broker.web import cookies, services
 from broker.web.cookies import remembering, this_browser
 from broker.web.security import allow_leaving
+from broker.web.sign_in import inside
 
 NEEDS_A_PERSON = (Status.REVOKED, Status.ERROR, Status.INTERRUPTED)
 MANY = 10
@@ -48,6 +50,13 @@ class SessionEnded(Refused):
     advice = "It stays open for 30 minutes. Go back to {host} to open it again."
 
 
+class SignedOut(SessionEnded):
+    """As above, where people can sign in again."""
+
+    code = "signed_out"
+    advice = "It stays open for 30 minutes. Sign in again to go on."
+
+
 @dataclass(frozen=True)
 class Shown:
     """The part of a person's accounts that one page shows."""
@@ -61,15 +70,32 @@ class Shown:
     pages: int
 
 
+@blueprint.before_request
+def want_sign_in() -> Response | None:
+    """Lead who asks for a page without a session to where people sign in, if there is such a place."""
+    if request.method != "GET" or request.endpoint == "connections.signed_out" or _session() is not None:
+        return None
+    if services().people_sign_ins is None:
+        return None
+    ended = 1 if cookies.read(cookies.SESSION) else None
+    return redirect(url_for("sign_in.show", next=inside(request.path) or None, ended=ended), 303)
+
+
 @blueprint.get("/connections")
 def index() -> str:
     """List what the signed-in person has connected."""
     allow_leaving()
     connections = _own_connections()
+    signed_in = _session()
     attention = [item for item in connections if item.status in NEEDS_A_PERSON]
     shown = _shown(connections, request.args.get("q", ""), request.args.get("page", 1, type=int))
     return render_template(
-        "connections/index.html", connections=connections, shown=shown, attention=attention, apps=services().apps
+        "connections/index.html",
+        connections=connections,
+        shown=shown,
+        attention=attention,
+        apps=services().apps,
+        offered=list(services().apps) if signed_in is not None and signed_in.by_sign_in else [],
     )
 
 
@@ -96,6 +122,17 @@ def details(ref: str) -> str:
         was_checked="since" in request.args and not is_checking,
         next_look=url_for("connections.details", ref=ref, since=stage, n=looks + 1) if looking else None,
     )
+
+
+@blueprint.post("/connections/connect/<app_key>")
+def connect(app_key: str) -> Response:
+    """Lead a person who signed in to the provider, to connect an account for themself."""
+    signed_in = _session()
+    if signed_in is None or signed_in.end_user_id is None or not signed_in.by_sign_in:
+        raise _closed()
+    browser = this_browser() or Browser(cookies.new_browser_secret())
+    address = services().self_service.begin(signed_in.end_user_id, app_key, browser)
+    return remembering(browser, redirect(address, 303))
 
 
 @blueprint.post("/connections/<ref>/check")
@@ -149,7 +186,7 @@ def sign_out() -> Response:
 @blueprint.get("/signed-out")
 def signed_out() -> str:
     """Say that it worked."""
-    return render_template("connections/signed_out.html")
+    return render_template("connections/signed_out.html", again=services().people_sign_ins is not None)
 
 
 def _shown(connections: list[ConnectionView], search: str, number: int) -> Shown:
@@ -179,10 +216,18 @@ def _own_connection(ref: str) -> ConnectionView:
 
 
 def _own_connections() -> list[ConnectionView]:
-    signed_in = services().sessions.find(cookies.read(cookies.SESSION))
+    signed_in = _session()
     if signed_in is None or signed_in.end_user_id is None:
-        raise SessionEnded
+        raise _closed()
     return list(services().connections.of_person(signed_in.end_user_id, link_id=signed_in.link_id))
+
+
+def _session() -> SignedIn | None:
+    return services().sessions.find(cookies.read(cookies.SESSION))
+
+
+def _closed() -> SessionEnded:
+    return SessionEnded() if services().people_sign_ins is None else SignedOut()
 
 
 def _app(connection: ConnectionView) -> object | None:

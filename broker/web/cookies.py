@@ -25,7 +25,7 @@ SESSION = "session"
 OPERATOR = "operator"
 """Signs an operator in; never the same cookie as an end user's."""
 CSRF = "csrf"
-"""Flask's own signed session, which holds nothing but the CSRF token."""
+"""Flask's own signed session: the CSRF token, and for one page the name of an account that was refused."""
 
 LANGUAGE = "language"
 THEME = "theme"
@@ -94,11 +94,22 @@ def new_browser_secret() -> Secret:
     return Secret(random_token(256))
 
 
-def sign_in(response: Response, *, end_user_id: int, link_id: int | None, life: timedelta = SESSION_LIFE) -> None:
-    """Open a session for an end user and end the one this browser had; `link_id` limits what it shows."""
+def sign_in(
+    response: Response,
+    *,
+    end_user_id: int,
+    link_id: int | None,
+    life: timedelta = SESSION_LIFE,
+    by_sign_in: bool = False,
+) -> None:
+    """Open a session for an end user and end the one this browser had; `link_id` limits what it shows.
+
+    `by_sign_in` says that the person signed in as themself, instead of coming by a link.
+    """
     sessions = services().sessions
     sessions.end(read(SESSION))
-    write(response, SESSION, sessions.open_end_user(None, end_user_id, link_id, life=life), life)
+    token = sessions.open_end_user(None, end_user_id, link_id, life=life, by_sign_in=by_sign_in)
+    write(response, SESSION, token, life)
 
 
 def this_browser() -> Browser | None:

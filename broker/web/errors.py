@@ -107,7 +107,10 @@ PAGES_OF_FORMS: Mapping[str, tuple[str, str]] = MappingProxyType(
         "connect.finish": ("connect.flow", "ref"),
         "console.check_connection": ("console.show_connection", "ref"),
         "connections.check": ("connections.details", "ref"),
+        "connections.connect": ("connections.index", ""),
         "connections.disconnect": ("connections.confirm_disconnect", "ref"),
+        "sign_in.begin": ("sign_in.show", ""),
+        "console.begin_openid": ("console.show_sign_in", ""),
         "console.do_sign_in": ("console.show_sign_in", ""),
         "console.retry_connection": ("console.show_connection", "ref"),
         "console.disconnect": ("console.confirm_disconnect", "ref"),
@@ -239,7 +242,13 @@ def _page_before(label: str) -> Way | None:
 def _home(status: int) -> Way | None:
     """Return the list that a page belongs to; None where nobody knows where the person came from."""
     if _is_console():
+        if request.endpoint in {"console.begin_openid", "console.openid_callback"}:
+            return Way(url_for("console.show_sign_in"), "Sign in")
         return Way(url_for("console.list_connections"), "All connections")
+    if services().people_sign_ins is not None and (
+        request.blueprint == "sign_in" or (_is_own_page() and status == 401)
+    ):
+        return Way(url_for("sign_in.show"), _("Sign in"))
     # Without a session the list is closed too.
     if _is_own_page() and status != 401:
         return Way(url_for("connections.index"), _("See your accounts"))

@@ -36,6 +36,11 @@ def init_app(app: Flask, settings: Settings) -> None:
         "connect.start_again": (starts, get_remote_address),
         "connect.install": (starts, get_remote_address),
         "connect.finish": (starts, get_remote_address),
+        "connections.connect": (starts, get_remote_address),
+        "sign_in.begin": (starts, get_remote_address),
+        "sign_in.callback": (starts, get_remote_address),
+        "console.begin_openid": (starts, get_remote_address),
+        "console.openid_callback": (starts, get_remote_address),
         "hooks.receive": (f"{limits.hooks_per_second} per second", get_remote_address),
     }
     for endpoint, (rate, key) in rules.items():

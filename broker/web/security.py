@@ -31,7 +31,7 @@ PERMISSIONS = (
     "magnetometer=(), microphone=(), midi=(), payment=(), usb=()"
 )
 
-SECRET_ADDRESSES = ("/connect/", "/oauth/")
+SECRET_ADDRESSES = ("/connect/", "/oauth/", "/sign-in/callback", "/ops/sign-in/callback")
 """Paths below these carry a token or a code in their address: no page of theirs sends it on as a referrer."""
 
 POPUP_PATHS = ("/connect/", "/oauth/", "/flows/", "/demo/")

@@ -38,7 +38,7 @@ from broker.secret import Secret
 from broker.sessions import SignedIn
 from broker.settings import Branding, EncryptionKey, OAuthApp, Settings
 from broker.status import Status
-from broker.web import connect, connections, demo, init_web, ops
+from broker.web import connect, connections, demo, init_web, ops, sign_in
 
 ROOT = Path(__file__).parents[2]
 NOW = datetime(2026, 11, 20, 10, 0, tzinfo=UTC)
@@ -289,7 +289,13 @@ class FakeSessions:
         return self.current if token == SESSION else None
 
     def open_end_user(
-        self, _connection: None, end_user_id: int, link_id: int | None, *, life: timedelta = timedelta(minutes=30)
+        self,
+        _connection: None,
+        end_user_id: int,
+        link_id: int | None,
+        *,
+        life: timedelta = timedelta(minutes=30),
+        by_sign_in: bool = False,
     ) -> Secret:
         self.lives.append(life)
         self.opened.append((end_user_id, link_id))
@@ -331,6 +337,8 @@ def services(chosen: Settings | None = None) -> FakeServices:
         history=FakeHistory(),
         disconnections=FakeDisconnections(),
         sessions=FakeSessions(),
+        people_sign_ins=None,
+        operator_sign_ins=None,
     )
 
 
@@ -345,6 +353,6 @@ def application(fake: FakeServices) -> Flask:
     )
     app.extensions["broker"] = fake
     init_web(app, fake.settings)
-    for module in (connect, connections, demo, ops):
+    for module in (connect, connections, sign_in, demo, ops):
         app.register_blueprint(module.blueprint)
     return app

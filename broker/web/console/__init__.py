@@ -18,6 +18,7 @@ from broker.web.console import (
     jobs,
     keys,
     links,
+    operators,
     orphans,
     overview,
     providers,
@@ -29,7 +30,12 @@ from broker.web.console import (
 blueprint = Blueprint("console", __name__, url_prefix="/ops")
 blueprint.add_url_rule("/sign-in", view_func=sign_in.show_sign_in, methods=["GET"])
 blueprint.add_url_rule("/sign-in", view_func=sign_in.do_sign_in, methods=["POST"])
+blueprint.add_url_rule("/sign-in/openid", view_func=sign_in.begin_openid, methods=["POST"])
+blueprint.add_url_rule("/sign-in/callback", view_func=sign_in.openid_callback, methods=["GET"])
 blueprint.add_url_rule("/sign-out", view_func=sign_in.do_sign_out, methods=["POST"])
+blueprint.add_url_rule("/sign-out-everywhere", view_func=sign_in.sign_out_everywhere, methods=["POST"])
+blueprint.add_url_rule("/operators", view_func=operators.list_operators, methods=["GET"])
+blueprint.add_url_rule("/operators/end-sessions", view_func=operators.end_sessions, methods=["POST"])
 blueprint.add_url_rule("/", view_func=overview.home, methods=["GET"])
 blueprint.add_url_rule("/overview/<key>.csv", view_func=overview.export_overview, methods=["GET"])
 blueprint.add_url_rule("/connections", view_func=connections.list_connections, methods=["GET"])
@@ -68,12 +74,15 @@ blueprint.add_url_rule(
     "/webhooks/<public_id>/deliveries/<event_id>/resend", "resend_webhook", webhooks.resend_delivery, methods=["POST"]
 )
 
-OPEN = frozenset({"console.show_sign_in", "console.do_sign_in"})
+OPEN = frozenset({"console.show_sign_in", "console.do_sign_in", "console.begin_openid", "console.openid_callback"})
 """Endpoints for people who are not signed in."""
 
 ROLES: Mapping[str, Role] = MappingProxyType(
     {
         "console.do_sign_out": Role.VIEWER,
+        "console.sign_out_everywhere": Role.VIEWER,
+        "console.list_operators": Role.ADMIN,
+        "console.end_sessions": Role.ADMIN,
         "console.home": Role.VIEWER,
         "console.export_overview": Role.VIEWER,
         "console.list_connections": Role.VIEWER,

@@ -20,6 +20,8 @@ _FIELDS: Mapping[str, str] = MappingProxyType(
     {
         "BROKER_ENV": "environment", "BROKER_LIMITS": "limits.enabled", "limits.flow_minutes": "flow_minutes",
         "limits.link_minutes": "link_minutes",
+        **{setting.name: setting.name.replace("operators.sign_in", "operators_sign_in") for setting in CONFIG_SETTINGS
+           if setting.section == "operators.sign_in"},
     }
 )  # fmt: skip
 """Settings whose field is not called as they are."""

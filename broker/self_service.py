@@ -1,0 +1,38 @@
+"""A person who signed in connects an account for themself: no host has to make a link for that."""
+
+from __future__ import annotations
+
+import sqlalchemy as sa
+
+from broker.apps import AppCatalogue
+from broker.db import Database
+from broker.errors import EndUserUnknown
+from broker.flows import Flows
+from broker.journal import Browser
+from broker.links import BY_PERSON, LinkRequest, Links
+from broker.models import EndUser
+
+
+class SelfService:
+    """Makes a link for the person in front of us and starts it at once."""
+
+    def __init__(self, database: Database, apps: AppCatalogue, links: Links, flows: Flows) -> None:
+        self._database = database
+        self._apps = apps
+        self._links = links
+        self._flows = flows
+
+    def begin(self, end_user_id: int, app_key: str, browser: Browser) -> str:
+        """Return the provider's address for connecting an account through this OAuth app.
+
+        Raises AppUnknown, EndUserUnknown or EndUserErased, and otherwise as `Flows.begin` does.
+        """
+        app = self._apps.get(app_key)
+        with self._database.read() as connection:
+            query = sa.select(EndUser.external_id).where(EndUser.id == end_user_id)
+            external_id = connection.execute(query).scalar_one_or_none()
+        if external_id is None:
+            raise EndUserUnknown
+        # Nobody ever sees its address: it is spent by this very browser.
+        link = self._links.create(LinkRequest(external_id, apps=(app.key,)), created_by=BY_PERSON)
+        return self._flows.begin(link.url.rpartition("/")[2], app.key, browser)
