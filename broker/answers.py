@@ -33,6 +33,7 @@ def link_answer(link: LinkView) -> LinkAnswer:
         end_user=EndUserIdAnswer(id=link.end_user_id),
         apps=None if link.apps is None else list(link.apps),
         return_url=link.return_url,
+        auto_return=link.auto_return,
         connection=link.reconnects,
         confirm=link.confirm,
         manage=link.manage,

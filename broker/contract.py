@@ -151,6 +151,10 @@ class LinkBody(Taken):
             description="Where “Back” leads, with `status` and `ref` added; its origin is in BROKER_RETURN_ORIGINS.",
         ),
     ] = None
+    auto_return: Annotated[
+        bool,
+        Field(description="Go there at once when an account is connected; without a `return_url` it changes nothing."),
+    ] = False
     metadata: Annotated[
         dict[str, Any] | None,
         Field(description="Your own facts; kept with the connection and sent on to Sequin with the credential."),
@@ -209,6 +213,7 @@ class LinkAnswer(Given):
     end_user: EndUserIdAnswer
     apps: Annotated[list[str] | None, Field(description="Null when it offers every OAuth app.")]
     return_url: str | None
+    auto_return: bool
     connection: Annotated[Ref | None, Field(description="The connection a reconnect link is for.")]
     confirm: bool
     manage: bool

@@ -17,6 +17,7 @@ from broker.db import Database, table
 from broker.errors import BrokerError, ConsentDenied, ProviderFailed, by_code
 from broker.journal import Browser, FlowJournal, spent_apps
 from broker.models import ENDED, EndUser, FlowState, Hold, Link
+from broker.status import Status
 
 MOST_DETAIL = 300
 """How much of a provider's own words people are shown."""
@@ -58,6 +59,8 @@ class FlowPage:
     can_retry: bool
     # The host's address with status and reference, None when the link has none.
     return_url: str | None
+    # Whether the person goes there by itself: the link says so, and this page holds nothing they have to read.
+    goes_back: bool
     end_user_id: int
     end_user_label: str
     # Which link an end user's session opened from here is limited to; None for a link that opens everything.
@@ -98,6 +101,7 @@ class FlowPages:
         connected = self._connections.by_id(flow.connection_id) if flow.connection_id else None
         failed = flow.state in ENDED and flow.state != FlowState.DONE
         app = self._apps.get(flow.app_key)
+        missing = _missing(app, connected)
         return FlowPage(
             ref=flow.ref,
             app=app,
@@ -107,18 +111,23 @@ class FlowPages:
             failure_detail=(flow.failure_detail or "")[:MOST_DETAIL] if flow.failure == ProviderFailed.code else None,
             connection=connected,
             was_connected_before=connected is not None and connected.created_at < flow.created_at,
-            missing_scopes=_missing(app, connected),
+            missing_scopes=missing,
             renews=self._connections.by_id(flow.reconnects_id) if flow.reconnects_id else None,
             choices=tuple(AccountChoice(**choice) for choice in flow.choices or ()),
             link_apps_left=tuple(app for app in left if app.key != flow.app_key),
             can_retry=failed and any(app.key == flow.app_key for app in left),
             return_url=_return_address(link.return_url, flow, connected),
+            goes_back=link.auto_return and link.return_url is not None and _is_imported(connected) and not missing,
             end_user_id=flow.end_user_id,
             end_user_label=person.email or person.name or person.external_id,
             session_link_id=None if link.manage else link.id,
             updated_at=flow.updated_at,
             ended_at=flow.ended_at,
         )
+
+
+def _is_imported(connected: ConnectionView | None) -> bool:
+    return connected is not None and connected.status in (Status.OK, Status.UNKNOWN)
 
 
 def _missing(app: OfferedApp, connected: ConnectionView | None) -> tuple[str, ...]:

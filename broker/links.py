@@ -79,6 +79,8 @@ class LinkRequest:
     name: str | None = None
     apps: tuple[str, ...] | None = None
     return_url: str | None = None
+    # Whether the person goes there by itself once an account is connected.
+    auto_return: bool = False
     metadata: Mapping[str, object] = field(default_factory=lambda: MappingProxyType({}))
     # Seconds; None for the configured default.
     expires_in: int | None = None
@@ -116,6 +118,7 @@ class LinkView:
     # None means every OAuth app configured.
     apps: tuple[str, ...] | None
     return_url: str | None
+    auto_return: bool
     # The connection that a reconnect link is for; None for a plain link.
     reconnects: str | None
     confirm: bool
@@ -175,6 +178,7 @@ class Links:
                     end_user_id=end_user_id,
                     apps=apps if reconnects is None else [reconnects.app_key],
                     return_url=return_url,
+                    auto_return=request.auto_return and return_url is not None,
                     # A reconnect changes nothing the host did not say anew.
                     host_metadata=dict(request.metadata) or (reconnects.host_metadata if reconnects else {}),
                     reconnects_id=None if reconnects is None else reconnects.id,
@@ -416,9 +420,9 @@ def _value_problem(value: object) -> str:
 
 def _viewed() -> _Query:
     return sa.select(
-        Link.id, Link.public_id, Link.apps, Link.return_url, Link.confirm, Link.manage, Link.created_by,
-        Link.created_at, Link.expires_at, Link.opened_at, Link.started_at, Link.revoked_at, EndUser.external_id,
-        ConnectedAccount.ref.label("reconnects"),
+        Link.id, Link.public_id, Link.apps, Link.return_url, Link.auto_return, Link.confirm, Link.manage,
+        Link.created_by, Link.created_at, Link.expires_at, Link.opened_at, Link.started_at, Link.revoked_at,
+        EndUser.external_id, ConnectedAccount.ref.label("reconnects"),
     ).join(EndUser, EndUser.id == Link.end_user_id).outerjoin(
         ConnectedAccount, ConnectedAccount.id == Link.reconnects_id
     )  # fmt: skip
@@ -466,6 +470,7 @@ def _link_view(row: _Row, saved: tuple[SavedConnection, ...], now: datetime) -> 
         end_user_id=row.external_id,
         apps=None if row.apps is None else tuple(row.apps),
         return_url=row.return_url,
+        auto_return=row.auto_return,
         reconnects=row.reconnects,
         confirm=row.confirm,
         manage=row.manage,

@@ -143,6 +143,8 @@ class Link(Base):
     apps: Mapped[list[str] | None] = mapped_column(Json)
     # Where "Back" leads, checked against BROKER_RETURN_ORIGINS when the link was made; null for none.
     return_url: Mapped[str | None] = mapped_column(sa.String(2000))
+    # Whether the person goes there by itself once an account is connected.
+    auto_return: Mapped[bool] = mapped_column(default=False, server_default=sa.false())
     # The host's own, sent on to Sequin with the credential.
     host_metadata: Mapped[dict[str, Any]] = mapped_column(Json)
     # The key of the connection that is to be connected again; null for a plain link.

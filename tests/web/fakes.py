@@ -214,6 +214,7 @@ class FakeFlowPages:
             link_apps_left=(),
             can_retry=False,
             return_url=None,
+            goes_back=False,
             end_user_id=7,
             end_user_label="Jo Lind",
             session_link_id=3,

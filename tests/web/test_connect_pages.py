@@ -299,6 +299,21 @@ def test_a_finished_connection_leads_back_and_on(browser: FlaskClient, fake: Fak
     assert "data-poll" not in page
 
 
+def test_a_page_that_goes_back_by_itself_does_so_at_once_and_still_has_its_link(
+    browser: FlaskClient, fake: FakeServices
+) -> None:
+    fake.flow_pages.changes = {
+        "connection": imported(Status.UNKNOWN, minutes=1),
+        "return_url": "https://acme.example/?status=unknown&ref=1",
+        "goes_back": True,
+    }
+    page = browser.get(PAGE).text
+    assert '<meta http-equiv="refresh" content="0; url=https://acme.example/?status=unknown&amp;ref=1">' in page
+    assert page.count("http-equiv") == 1
+    assert "data-poll" not in page
+    assert ">Back to Acme Analytics</a>" in page
+
+
 def test_the_page_looks_again_until_the_first_check_is_made(browser: FlaskClient, fake: FakeServices) -> None:
     fake.flow_pages.changes = {"connection": imported(Status.UNKNOWN, minutes=1)}
     page = browser.get(PAGE).text

@@ -42,6 +42,7 @@ def _request(body: LinkBody) -> LinkRequest:
         name=body.end_user.name,
         apps=None if body.apps is None else tuple(body.apps),
         return_url=body.return_url,
+        auto_return=body.auto_return,
         metadata=body.metadata or {},
         expires_in=body.expires_in,
         reconnects=body.connection,
