@@ -778,8 +778,9 @@ def _cursor(row: _Row, order: Order) -> str:
 
 
 def _beyond(connection: Connection, cursor: str, order: Order, *, back: bool) -> sa.ColumnElement[bool]:
-    ref, _, moment = cursor.partition(".")
-    if (order is Order.CHANGED) != (moment.isascii() and moment.isdecimal() and len(moment) <= LONGEST_MOMENT):
+    ref, dot, moment = cursor.partition(".")
+    is_moment = moment.isascii() and moment.isdecimal() and len(moment) <= LONGEST_MOMENT
+    if bool(dot) != is_moment or is_moment != (order is Order.CHANGED):
         raise CursorUnknown
     changed = _EPOCH + timedelta(microseconds=int(moment or 0))
     return _after(_key_of(connection, ref), changed, order, back=back)

@@ -192,7 +192,7 @@ def test_pages_follow_each_other_without_gap_or_repeat(house: House) -> None:
     assert seen == made[::-1]
 
 
-@pytest.mark.parametrize("cursor", ["", "NOPE", "\x00", "\ud800"])
+@pytest.mark.parametrize("cursor", ["", "NOPE", "\x00", "\ud800", "NOPE.pyw", "NOPE.7", "NOPE."])
 def test_an_unknown_cursor_is_refused(house: House, cursor: str) -> None:
     with pytest.raises(CursorUnknown):
         house.connections.page(ConnectionFilters(), limit=10, cursor=cursor)
