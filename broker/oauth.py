@@ -37,10 +37,15 @@ hush("authlib.oauth2.rfc7523.client")
 
 TokenAuth = Literal["client_secret_post", "client_secret_basic", "secret_key_basic"]
 
-REFUSED_GRANT = frozenset({"invalid_grant", "bad_verification_code", "bad_refresh_token", "expired_token"})
+REFUSED_GRANT = frozenset(
+    {"invalid_grant", "bad_verification_code", "bad_refresh_token", "expired_token", "bad_auth_code"}
+)
 REFUSED_CLIENT = frozenset(
     {
         "invalid_client",
+        "invalid_client_id",
+        "bad_client_id",
+        "bad_client_secret",
         "incorrect_client_credentials",
         "unauthorized_client",
         "redirect_uri_mismatch",
@@ -295,11 +300,17 @@ def _object(answer: Answer) -> dict[str, object] | None:
 
 
 def _error_of(content: dict[str, object] | None) -> tuple[object, str]:
-    """Return error code and text. GitHub sends them with 200; Stripe's API puts an object where OAuth has a code."""
-    found = (content or {}).get("error")
+    """Return error code and text. GitHub sends them with 200; Stripe's API puts an object where OAuth has a code.
+
+    HubSpot's older answers name the code `status` and the text `message`.
+    """
+    said = content or {}
+    found = said.get("error")
     if isinstance(found, Mapping):
         return found.get("code") or found.get("type") or "api_error", str(found.get("message") or "")
-    return found, str((content or {}).get("error_description") or "")
+    if not found and str(said.get("status")).startswith("BAD_"):
+        return said["status"], str(said.get("message") or "")
+    return found, str(said.get("error_description") or "")
 
 
 def error_code(value: object) -> str:
@@ -404,7 +415,7 @@ class Grant:
             access_token=new.access_token,
             refresh_token=new.refresh_token or self.refresh_token,
             token_type=new.token_type,
-            scopes=new.scopes if answer.get("scope") is not None else self.scopes,
+            scopes=self.scopes if _scope_member(answer) is None else new.scopes,
             expires_at=new.expires_at,
             refresh_expires_at=new.refresh_expires_at or (None if rotated else self.refresh_expires_at),
             extra={**self.extra, **new.extra},
@@ -412,7 +423,7 @@ class Grant:
 
 
 REFRESH_LIFE = ("refresh_token_expires_in", "refresh_expires_in", "x_refresh_token_expires_in")
-UNDERSTOOD = frozenset({"access_token", "refresh_token", "token_type", "scope", "expires_in", *REFRESH_LIFE})
+UNDERSTOOD = frozenset({"access_token", "refresh_token", "token_type", "scope", "scopes", "expires_in", *REFRESH_LIFE})
 
 
 def parse_grant(
@@ -461,8 +472,13 @@ def _token_type(answer: Mapping[str, object]) -> str:
     return "bearer"
 
 
+def _scope_member(answer: Mapping[str, object]) -> object:
+    # HubSpot's answer has `scopes`, an array.
+    return answer["scope"] if answer.get("scope") is not None else answer.get("scopes")
+
+
 def _scopes(answer: Mapping[str, object]) -> tuple[str, ...]:
-    value = answer.get("scope")
+    value = _scope_member(answer)
     if value is None:
         return ()
     if isinstance(value, list) and all(isinstance(part, str) for part in value):

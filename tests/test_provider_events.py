@@ -20,7 +20,8 @@ from broker.secret import Secret
 from broker.status import Status
 from tests.connecting import Bench, open_bench
 from tests.house import app_of, stripe_app
-from tests.providers.cases import CASES, stripe_signs
+from tests.providers.cases import CASES
+from tests.providers.stripe import stripe_signs
 
 SECRET = "whsec_never_to_be_seen"
 PROBED = "https://api.stripe.com/v1/accounts/acct_1"

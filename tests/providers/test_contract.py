@@ -7,10 +7,11 @@ import copy
 import hashlib
 import json
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from datetime import datetime
+from functools import partial
 from typing import Any
 from urllib.parse import parse_qs, unquote_plus, urlsplit
 
@@ -34,6 +35,7 @@ from broker.providers import discover
 from broker.providers.base import (
     NAME_LIMIT,
     Account,
+    Call,
     Condition,
     Notice,
     NoticeKind,
@@ -44,10 +46,12 @@ from broker.providers.base import (
     WebhookRefused,
 )
 from broker.secret import Secret
+from broker.settings import OAuthApp
 from broker.text import storable
 from tests.connecting import ACCESS, CODE, REFRESH
 from tests.house import START
-from tests.providers.cases import CASES, Case
+from tests.providers.case import Case
+from tests.providers.cases import CASES
 
 CALLBACK = "https://broker.example/oauth/app/callback"
 HOSTILE = "A\x00c\ud800m\u202ee\n<b>" + "é" * 300
@@ -60,8 +64,6 @@ KINDS: dict[str, tuple[Fields, Fields]] = {
         {"secret": str, "test": bool, "name": str},
         {"refresh_token": str, "stripe_user_id": str, "scope": str},
     ),
-    # Sequin documents none: what the sandbox takes.
-    "github_oauth2": ({"access_token": str}, {"scope": str, "account_login": str}),
     "github_app": ({"account_type": str, "account_login": str, "installation_id": int}, {}),
     "airtable_oauth2": ({"refresh_token": str, "scope": str}, {"airtable_uid": str}),
     "hubspot_oauth2": (
@@ -94,9 +96,26 @@ class Stand:
     def oauth(self) -> OAuth:
         return OAuth(self.http, ManualClock(START))
 
-    def answer(self, answers: dict[str, Any]) -> None:
+    def answer(self, answers: Mapping[str, Any]) -> None:
         for url, body in answers.items():
-            self.network.upsert("GET", url, json=body)
+            self.network.upsert(self.method(url), url, json=body)
+
+    def method(self, url: str) -> str:
+        """Return how an address is asked while accounts are read."""
+        return "POST" if url in self.case.posts else "GET"
+
+    @property
+    def read(self) -> Mapping[str, Any]:
+        """What is answered while accounts are read, by address."""
+        return {**self.case.answers, **self.case.posts}
+
+    @property
+    def members(self) -> tuple[Fields, Fields]:
+        """The members of the credential imported: required ones, then optional ones."""
+        required, optional = (
+            KINDS[self.provider.kind] if self.provider.kind_documented else self.case.members or ({}, {})
+        )
+        return dict(required), dict(optional)
 
     def redeem(self) -> dict[str, object]:
         verifier = Secret("SENTINEL-VERIFIER") if self.profile.pkce else None
@@ -122,11 +141,11 @@ class Stand:
 
 @pytest.fixture(params=sorted(discover()))
 def stand(request: pytest.FixtureRequest) -> Iterator[Stand]:
-    assert request.param in CASES, f"add canned answers for {request.param} to tests/providers/cases.py"
+    assert request.param in CASES, f"add canned answers for {request.param}: tests/providers/{request.param}/"
     http = Http(allow_plain_loopback=False, user_agent="broker-test")
     with responses.RequestsMock(assert_all_requests_are_fired=False) as network:
         opened = Stand(discover()[request.param], CASES[request.param], network, http)
-        opened.answer(dict(opened.case.answers))
+        opened.answer(opened.read)
         for url, body in opened.case.probe_posts.items():
             network.upsert("POST", url, json=body)
         yield opened
@@ -145,7 +164,9 @@ def test_its_data_is_complete(stand: Stand) -> None:
     assert re.fullmatch(r"[a-z][a-z0-9_]{1,39}", provider.name)
     assert provider.title
     assert provider.sequin_provider in SLUGS
-    assert provider.kind in KINDS
+    # Where Sequin documents no kind, the case says what is imported.
+    assert (provider.kind in KINDS) is provider.kind_documented
+    assert (stand.case.members is None) is provider.kind_documented
     assert provider.reads
     assert provider.never
     assert all(text.strip() == text for text in (*provider.reads, provider.never))
@@ -236,6 +257,7 @@ COMMON: list[tuple[dict[str, Any], type[BrokerError]]] = [
     ({"status": 400, "json": {"error": "unauthorized_client"}}, ClientRefused),
     ({"status": 429, "headers": {"Retry-After": "9"}, "json": {}}, OAuthUnavailable),
     ({"status": 503, "json": {"error": "invalid_grant"}}, OAuthUnavailable),
+    ({"status": 200, "json": {"error": "invalid_grant"}}, GrantRefused),
     ({"status": 200, "body": "<html>"}, UnusableAnswer),
     ({"status": 200, "json": {}}, UnusableAnswer),
     ({"status": 200, "json": ["x"]}, UnusableAnswer),
@@ -280,17 +302,37 @@ def test_a_grant_shows_no_token(stand: Stand) -> None:
         assert "SENTINEL" not in text
 
 
+def test_a_refresh_replaces_what_its_answer_holds_and_keeps_the_rest(stand: Stand) -> None:
+    grant, life = stand.grant(), stand.profile.access_seconds
+    for told, kept in ({"refresh_token": "SENTINEL-NEXT"}, "SENTINEL-NEXT"), ({}, REFRESH):
+        answer = {"access_token": "SENTINEL-RENEWED", "token_type": "bearer", **told}
+        stand.network.upsert("POST", stand.profile.token_url, json=answer)
+        received = stand.oauth.refresh(stand.profile, refresh_token=Secret(REFRESH), deadline=5)
+        renewed = grant.renewed(received, received_at=START, access_seconds=life)
+        assert (renewed.access_token, renewed.refresh_token) == (Secret("SENTINEL-RENEWED"), Secret(kept))
+        assert renewed.scopes == grant.scopes
+        assert {name: renewed.extra[name] for name in grant.extra} == grant.extra
+        assert [account.id for account in stand.identify()] == list(stand.case.accounts)
+
+
 # --- who is it? -----------------------------------------------------------------------------------------
 
 
-def test_the_accounts_are_read_from_the_provider_with_the_token_in_the_header_alone(stand: Stand) -> None:
+def test_the_accounts_are_read_from_the_provider_and_no_token_stands_in_an_address(stand: Stand) -> None:
     accounts = stand.identify()
     assert tuple(account.id for account in accounts) == stand.case.accounts
     assert stand.network.calls
     for call in stand.network.calls:
-        assert call.request.method == "GET"
+        url = str(call.request.url).partition("?")[0]
+        assert call.request.method == stand.method(url)
+        assert ACCESS not in str(call.request.url)
+        if url in stand.case.introspects:
+            body = call.request.body
+            form = parse_qs(body.decode() if isinstance(body, bytes) else str(body))
+            assert (form["token"], form["client_id"]) == ([ACCESS], [stand.case.app.client_id])
+            continue
         assert call.request.headers["Authorization"] == f"Bearer {ACCESS}"
-        assert ACCESS not in f"{call.request.url}{call.request.body!r}"
+        assert ACCESS not in repr(call.request.body)
 
 
 def test_accounts_fit_their_columns_and_hold_no_secret(stand: Stand) -> None:
@@ -306,7 +348,7 @@ def test_accounts_fit_their_columns_and_hold_no_secret(stand: Stand) -> None:
 
 def test_names_are_cleaned(stand: Stand) -> None:
     url, *way = stand.case.name_at
-    answers = copy.deepcopy(dict(stand.case.answers))
+    answers = copy.deepcopy(dict(stand.read))
     place = answers[str(url)]
     for step in way[:-1]:
         place = place[step]
@@ -342,16 +384,16 @@ def test_trouble_while_reading_the_account_is_classified(
     stand.identify()
     asked = {str(call.request.url).partition("?")[0] for call in stand.network.calls}
     for url in asked:
-        stand.network.upsert("GET", url, **answer)
+        stand.network.upsert(stand.method(url), url, **answer)
         with pytest.raises(kind) as caught:
             stand.identify()
         assert "SENTINEL" not in str(caught.value)
         assert getattr(caught.value, "retry_after", None) == (9 if "Retry-After" in answer.get("headers", {}) else None)
-        stand.answer({url: stand.case.answers[url]})
+        stand.answer({url: stand.read[url]})
 
 
 def test_wrong_types_anywhere_in_an_answer_never_fail_in_an_unforeseen_way(stand: Stand) -> None:
-    for url, body in stand.case.answers.items():
+    for url, body in stand.read.items():
         for spoilt in spoilings(body):
             stand.answer({url: spoilt})
             # Every error of ours is foreseen; a KeyError or TypeError would fail this test.
@@ -393,7 +435,7 @@ def test_a_person_who_may_connect_an_account_is_confirmed(stand: Stand) -> None:
 
 
 def test_the_properties_are_those_of_sequins_kind(stand: Stand) -> None:
-    required, optional = KINDS[stand.provider.kind]
+    required, optional = stand.members
     for account in stand.identify():
         properties = stand.properties(account, stand.grant())
         assert properties.pop("kind") == stand.provider.kind
@@ -442,7 +484,7 @@ def test_an_installation_page_carries_the_state(stand: Stand) -> None:
 
 def probed(stand: Stand, account: Account) -> Condition:
     assert stand.provider.probe is not None
-    stand.answer(dict(stand.case.probe_answers))
+    stand.answer(stand.case.probe_answers)
     grant = stand.grant() if stand.provider.probe_needs_grant else None
     return stand.provider.probe(stand.case.app, account, grant, stand.http.request, START)
 
@@ -486,6 +528,47 @@ def test_a_grant_that_is_refreshed_here_keeps_its_refresh_token_out_of_the_impor
         assert offered.keeps_grant
         for account in stand.identify():
             assert "refresh_token" not in stand.properties(account, stand.grant())
+
+
+# --- the end --------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("status", [200, 204, 400, 401, 403, 404, 429, 500, 503])
+def test_whatever_ending_access_is_answered_is_foreseen_and_no_token_stands_in_an_address(
+    stand: Stand, status: int
+) -> None:
+    (account, *_) = stand.identify()
+    before = len(stand.network.calls)
+    for method in ("POST", "DELETE"):
+        stand.network.add(method, re.compile("https://.*"), status=status, json={"error": "invalid_token"})
+    for end in (stand.provider.revoke, stand.provider.end_token and ended_by_token(stand.provider)):
+        if end is None:
+            continue
+        grant = stand.grant() if stand.provider.revoke_needs_grant or end is not stand.provider.revoke else None
+        refusal = refusal_of(partial(end, stand.case.app, account, grant, stand.http.request, START))
+        assert "SENTINEL" not in str(refusal)
+        if status >= 429:
+            # Never taken for done, and never for good.
+            assert refusal is not None
+            assert refusal.verdict is Verdict.RETRY
+    assert all("SENTINEL" not in str(call.request.url) for call in [*stand.network.calls][before:])
+
+
+def refusal_of(end: Callable[[], object]) -> BrokerError | None:
+    try:
+        end()
+    except BrokerError as refusal:
+        return refusal
+    return None
+
+
+def ended_by_token(provider: Provider) -> Callable[..., bool | None]:
+    def end(app: OAuthApp, _account: Account, grant: Grant | None, call: Call, _now: datetime) -> None:
+        assert provider.end_token is not None
+        assert grant is not None
+        provider.end_token(app, grant, call)
+
+    return end
 
 
 # --- webhooks -------------------------------------------------------------------------------------------

@@ -13,7 +13,8 @@ from broker.providers.base import Notice, NoticeKind, WebhookInvalid, WebhookRef
 from broker.providers.stripe_api import verify, webhook
 from broker.secret import Secret
 from tests.house import START, stripe_app
-from tests.providers.cases import CASES, stripe_signs
+from tests.providers.cases import CASES
+from tests.providers.stripe import stripe_signs
 
 SECRET = Secret("whsec_test")
 APP = replace(stripe_app("stripe"), webhook_secrets=(SECRET,))

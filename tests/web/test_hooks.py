@@ -18,7 +18,8 @@ from broker.models import ProviderEvent
 from broker.secret import Secret
 from broker.web.hooks import LONGEST_BODY
 from tests.house import House, make_settings, open_house, stripe_app
-from tests.providers.cases import CASES, stripe_signs
+from tests.providers.cases import CASES
+from tests.providers.stripe import stripe_signs
 
 SECRETS = (Secret("whsec_new"), Secret("whsec_old"))
 BODY = json.dumps(CASES["stripe"].event).encode()
