@@ -68,7 +68,7 @@ browser: setup ## Find a Chromium for the browser tests, or try to get one
 translations: setup ## Bring the catalogues of the pages' languages up to date with what pages say
 	@$(BIN)/python -m tests.translations
 
-documents: setup ## Bring the tables of docs/configuration.md up to date with the settings
+documents: setup ## Bring the tables of settings in docs/ up to date
 	@$(BIN)/python -m tests.documents
 
 pins: setup ## Pin the newest versions that pyproject.toml allows

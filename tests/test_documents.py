@@ -9,8 +9,9 @@ from pathlib import Path
 import pytest
 
 from broker.app import create_app
+from broker.providers import discover
 from broker.settings.table import APP_FIELDS, CONFIG_SETTINGS
-from tests.documents import CONFIGURATION, ROOT, commands, configuration, known_names, refusal
+from tests.documents import ROOT, commands, generated, known_names, page_of, refusal
 from tests.house import make_settings
 
 DOCUMENTS = sorted([*(ROOT / "docs").rglob("*.md"), ROOT / "README.md", ROOT / "SECURITY.md"])
@@ -31,8 +32,15 @@ def anchors(path: Path) -> set[str]:
     return {re.sub(r"[^\w -]", "", heading.lower()).replace(" ", "-") for heading in headings}
 
 
+@pytest.mark.parametrize("provider", sorted(discover()))
+def test_every_provider_has_a_page(provider: str) -> None:
+    assert f"(`{provider}`)" in text(page_of(provider)).splitlines()[0]
+    assert f"/oauth/{provider}/callback" in text(page_of(provider))
+
+
 def test_the_tables_of_settings_are_current() -> None:
-    assert text(CONFIGURATION) == configuration(), "run `make documents`"
+    for path, made in generated().items():
+        assert text(path) == made, "run `make documents`"
 
 
 @pytest.mark.parametrize("path", DOCUMENTS, ids=named)
@@ -65,7 +73,8 @@ def test_commands_are_found_where_they_stand() -> None:
 
 @pytest.mark.parametrize("path", DOCUMENTS, ids=named)
 def test_every_setting_named_is_one(path: Path) -> None:
-    names = set(re.findall(r"\b(?:BROKER|SEQUIN|STRIPE|GITHUB)_[A-Z_]*[A-Z]\b", text(path)))
+    beginnings = "|".join(["BROKER", "SEQUIN", *(name.upper() for name in discover())])
+    names = set(re.findall(rf"\b(?:{beginnings})_[A-Z_]*[A-Z]\b", text(path)))
     chosen = set(re.findall(r'env = "(\w+)"', text(path)))
     assert names - chosen <= known_names() | OF_TESTS | OF_HOSTS
 
@@ -98,9 +107,12 @@ def test_every_page_named_is_served(tmp_path: Path) -> None:
 def test_the_documentation_names_every_document() -> None:
     index = text(ROOT / "docs/README.md")
     for path in (ROOT / "docs").rglob("*.md"):
-        assert path.name == "README.md" or f"({path.relative_to(ROOT / 'docs')})" in index
+        place = path.relative_to(ROOT / "docs")
+        # A folder is named as a whole: a provider's page is found by its name.
+        assert path.name == "README.md" or f"({place if place.parent == Path() else place.parent})" in index
 
 
 def test_every_field_of_an_oauth_app_has_a_meaning() -> None:
     assert all(field.meaning for field in APP_FIELDS)
-    assert "Option of this provider." not in text(CONFIGURATION)
+    for path in generated():
+        assert "Option of this provider." not in text(path)
