@@ -7,7 +7,7 @@ of errors, the words of providers, and sentences marked as `translatable`.
 from __future__ import annotations
 
 import ast
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from io import BytesIO
 from pathlib import Path
 
@@ -35,12 +35,22 @@ WIDTH = 120
 HEADER_LINES = 16
 
 
+PROVIDERS = "broker/providers"
+"""Where the words of providers are said to be: the folder, so that a new provider changes nothing by itself."""
+
+
 def extracted() -> Catalog:
     """Return everything pages say, in English, each with where it is said."""
     catalog = Catalog(project="OAuth broker", charset="utf-8")
-    for place, message in sorted(_messages(), key=lambda found: found[0]):
+    for place, message in sorted(_messages(), key=_order):
         catalog.add(message, locations=[(place, 0)])
     return catalog
+
+
+def _order(found: tuple[str, str | tuple[str, ...]]) -> tuple[str, str]:
+    # As they are written, but for those of providers: whichever file says them first.
+    place, message = found
+    return place, str(message) if place == PROVIDERS else ""
 
 
 def catalogue_path(language: str) -> Path:
@@ -54,12 +64,24 @@ def read(language: str) -> Catalog:
         return read_po(written, locale=language)
 
 
-def brought_up_to_date(language: str) -> bytes:
+def waiting(language: str) -> list[str]:
+    """Return the words of providers that a language has none for: until it has, its pages show them in English."""
+    known = read(language)
+    return sorted(
+        str(message.id)
+        for message in extracted()
+        if {place for place, _ in message.locations} == {PROVIDERS} and message.id not in known
+    )
+
+
+def brought_up_to_date(language: str, *, without: Iterable[str] = ()) -> bytes:
     """Return a language's catalogue with what pages say now: new sentences are empty, those nobody says are gone."""
     path = catalogue_path(language)
     catalog = read(language) if path.is_file() else Catalog(locale=language, fuzzy=False)
     catalog.update(extracted(), no_fuzzy_matching=True)
     catalog.obsolete.clear()
+    for sentence in without:
+        catalog.delete(sentence)
     catalog.header_comment = f"# What pages say, in the language {language}. Made by `python -m tests.translations`."
     written = BytesIO()
     write_po(written, catalog, width=WIDTH, omit_header=False, ignore_obsolete=True, include_lineno=False)
@@ -84,9 +106,9 @@ def untranslated(language: str) -> list[str]:
 
 def _messages() -> Iterator[tuple[str, str | tuple[str, ...]]]:
     for pattern in TEMPLATES:
-        for path in (ROOT / "templates").glob(pattern):
+        for path in sorted((ROOT / "templates").glob(pattern)):
             yield from _called(path, "jinja2.ext:babel_extract")
-    for path in (ROOT / "broker").rglob("*.py"):
+    for path in sorted((ROOT / "broker").rglob("*.py")):
         parts = path.relative_to(ROOT / "broker").parts
         if parts[0] in {"cli", "sandbox"} or "console" in parts or "api" in parts or parts[-1] in NOT_FOR_PEOPLE:
             continue
@@ -98,11 +120,16 @@ def _called(path: Path, method: str) -> Iterator[tuple[str, str | tuple[str, ...
     keywords = {"_": None, "gettext": None, "ngettext": (1, 2), "translatable": None}
     with path.open("rb") as source:
         for _line, message, _comments, _context in extract(method, source, keywords, options={"trimmed": "true"}):
-            yield str(path.relative_to(ROOT)), message
+            yield _place(path), message
+
+
+def _place(path: Path) -> str:
+    place = str(path.relative_to(ROOT))
+    return PROVIDERS if place.startswith(f"{PROVIDERS}/") else place
 
 
 def _declared(path: Path) -> Iterator[tuple[str, str]]:
-    place = str(path.relative_to(ROOT))
+    place = _place(path)
     tree = ast.parse(path.read_text(encoding="utf-8"))
     # What programs are told stays English.
     tree.body = [part for part in tree.body if not _is_for_machines(part)]

@@ -29,6 +29,7 @@ from broker.providers.base import (
     TokenRejected,
 )
 from broker.settings import HttpAddress, OAuthApp
+from broker.text import translatable
 
 ACCOUNT = "GET /v1/account (permission connected_account_read)"
 
@@ -113,7 +114,7 @@ def refreshes(app: OAuthApp) -> bool:
 
 def stays(app: OAuthApp) -> str:
     """Return what a disconnect leaves at Stripe: it documents no way for a developer to uninstall an app."""
-    return "the installed app"
+    return translatable("the installed app")
 
 
 def diagnose(app: OAuthApp, call: Call, now: datetime) -> Iterator[Finding]:

@@ -49,8 +49,10 @@ def language_of(text: str) -> str:
 @pytest.mark.parametrize("language", OTHERS)
 def test_a_catalogue_holds_exactly_what_pages_say(language: str) -> None:
     current = translations.catalogue_path(language).read_bytes()
+    # A new provider may wait for its translators, and be one file until then.
+    known = translations.brought_up_to_date(language, without=translations.waiting(language))
 
-    assert translations.brought_up_to_date(language) == current, "run `make translations` and fill in what is empty"
+    assert known == current, "run `make translations` and fill in what is empty"
 
 
 @pytest.mark.parametrize("language", OTHERS)
