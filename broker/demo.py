@@ -13,6 +13,7 @@ import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
+from broker.providers import discover
 from broker.sandbox.environment import dotenv, environment
 from broker.sandbox.secrets import load_secrets
 from broker.settings import generate_key
@@ -20,7 +21,7 @@ from broker.settings import generate_key
 STOP_SECONDS = 10.0
 OPERATOR = "operator@example.com"
 HOST_NAME = "Acme Analytics"
-OWN_NAMES = ("BROKER_", "STRIPE_", "GITHUB_", "SEQUIN_", "DATABASE_URL")
+OWN_NAMES = ("BROKER_", "SEQUIN_", "DATABASE_URL", *(f"{name.upper()}_" for name in discover()))
 
 
 class Demo:

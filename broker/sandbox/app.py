@@ -24,6 +24,7 @@ from broker.sandbox.secrets import Secrets
 from broker.sandbox.sequin import apps as sequin_apps
 from broker.sandbox.sequin import credentials as sequin_credentials
 from broker.sandbox.sequin.answers import outside
+from broker.sandbox.stand_ins import discover
 from broker.sandbox.stripe import api as stripe_api
 from broker.sandbox.stripe import authorize as stripe_authorize
 from broker.sandbox.stripe import token as stripe_token
@@ -56,7 +57,8 @@ PAGE_POLICY = "default-src 'none'; style-src 'self'; base-uri 'none'; frame-ance
 def create_sandbox(secrets: Secrets, *, clock: Clock | None = None) -> Flask:
     """Build a sandbox with a state of its own."""
     app = Flask(__name__, static_folder=None, template_folder=str(_templates()))
-    app.extensions[EXTENSION] = World(secrets, clock or SystemClock())
+    stand_ins = discover().values()
+    app.extensions[EXTENSION] = World(secrets, clock or SystemClock(), stand_ins)
     app.config["MAX_CONTENT_LENGTH"] = LONGEST_BODY
     app.json.sort_keys = False  # type: ignore[attr-defined]
     app.before_request(_receive)
@@ -64,6 +66,8 @@ def create_sandbox(secrets: Secrets, *, clock: Clock | None = None) -> Flask:
     app.register_error_handler(HTTPException, _in_the_services_words)
     for module in MODULES:
         app.register_blueprint(module.blueprint)
+    for stand_in in stand_ins:
+        app.register_blueprint(stand_in.blueprint)
     return app
 
 

@@ -123,6 +123,18 @@ def drift() -> Response:
     return jsonify(asked)
 
 
+@blueprint.post("/revoke")
+def revoke() -> Response:
+    """Let the owner of an account end what they granted, at a provider that sends no webhook about it."""
+    world, asked = current_world(), _object()
+    with world.lock:
+        server = world.servers.get(str(asked.get("provider")))
+        if server is None:
+            raise Unscripted(f"'provider' must be one of {', '.join(world.servers)}.")
+        ended = server.end_account(str(asked.get("account")))
+    return jsonify(ended=ended)
+
+
 @blueprint.post("/emit")
 def emit() -> Response:
     """Let something happen at a provider and send its webhook to the broker; return what the broker answered."""

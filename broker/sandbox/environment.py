@@ -5,13 +5,15 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from broker.sandbox.secrets import Secrets
+from broker.sandbox.stand_ins import discover
 
 PLAIN = frozenset("ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789_-.:/")
 
 
 def environment(secrets: Secrets, base_url: str) -> dict[str, str]:
     """Return the settings by name; `base_url` is the sandbox's own address without a trailing slash."""
-    return {
+    more = [stand_in.environment(secrets, base_url) for stand_in in discover().values()]
+    return {name: value for one in more for name, value in one.items()} | {
         "STRIPE_CLIENT_ID": secrets.stripe_client_id,
         "STRIPE_CLIENT_SECRET": secrets.stripe_secret_key,
         "STRIPE_WEBHOOK_SECRET": secrets.stripe_webhook_secret,

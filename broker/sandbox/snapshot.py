@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from datetime import datetime
 
+from broker.sandbox.authorization import Account as OtherAccount
+from broker.sandbox.authorization import AuthorizationServer
+from broker.sandbox.authorization import Grant as OtherGrant
 from broker.sandbox.github.hub import Token
 from broker.sandbox.github.people import User
 from broker.sandbox.rotation import Family, Reuse
@@ -19,10 +22,12 @@ def snapshot(world: World) -> dict[str, list[dict[str, object]]]:
         "accounts": [
             *(_stripe_account(world, account) for account in world.stripe.accounts.values()),
             *(_github_account(world, user) for user in world.github.users.values()),
+            *(_account(server, account) for server in world.servers.values() for account in server.accounts.values()),
         ],
         "grants": [
             *(_stripe_grant(world, grant) for grant in world.stripe.grants()),
             *(_github_grant(world, token) for token in world.github.tokens()),
+            *(_grant(server, grant) for server in world.servers.values() for grant in server.grants()),
         ],
         "families": [_family(family) for family in world.rotations.families()],
         "reuses": [_reuse(reuse) for reuse in world.rotations.reuses],
@@ -83,6 +88,24 @@ def _github_grant(world: World, token: Token) -> dict[str, object]:
         "refresh_token": token.refresh,
         "created_at": _precise(token.created_at),
         "expires_at": _precise(ends) if ends else None,
+    }
+
+
+def _account(server: AuthorizationServer, account: OtherAccount) -> dict[str, object]:
+    return {"provider": server.name, "id": account.id, "name": account.name}
+
+
+def _grant(server: AuthorizationServer, grant: OtherGrant) -> dict[str, object]:
+    works = server.holder(grant.access_token) is not None
+    return {
+        "provider": server.name,
+        "client_id": server.client.id,
+        "account": grant.account.id,
+        "scope": " ".join(grant.scopes),
+        "status": "active" if works else "expired" if grant.active else "revoked",
+        "access_token": grant.access_token,
+        "refresh_token": grant.refresh_token,
+        "created_at": _precise(grant.created_at),
     }
 
 

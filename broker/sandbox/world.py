@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import threading
-from typing import cast
+import uuid
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, cast
 
 from flask import current_app
 
 from broker.clock import Clock
+from broker.sandbox.authorization import AuthorizationServer
 from broker.sandbox.consent import Consent
 from broker.sandbox.faults import Faults
 from broker.sandbox.github.hub import Hub
@@ -19,13 +22,17 @@ from broker.sandbox.secrets import Secrets
 from broker.sandbox.sequin.store import Store
 from broker.sandbox.stripe.platform import Platform
 
+if TYPE_CHECKING:
+    from broker.sandbox.stand_in import StandIn
+
 EXTENSION = "sandbox"
 
 
 class World:
     """One sandbox's state. Views hold `lock` while they work (see points.py); log and faults have their own."""
 
-    def __init__(self, secrets: Secrets, clock: Clock) -> None:
+    def __init__(self, secrets: Secrets, clock: Clock, stand_ins: Iterable[StandIn] = ()) -> None:
+        self.stand_ins = tuple(stand_ins)
         self.secrets = secrets
         self.clock = clock
         self.lock = threading.RLock()
@@ -51,6 +58,13 @@ class World:
         self.stripe = Platform(self.secrets, self.clock, self.rotations)
         self.github = Hub(self.secrets, self.clock, self.rotations)
         self.sequin = Store(self.secrets, self.clock)
+        self.servers: dict[str, AuthorizationServer] = {}
+        for one in self.stand_ins:
+            client = one.client(self.secrets)
+            self.servers[one.name] = AuthorizationServer(one.name, one.rules, client, self.clock, self.rotations)
+            self.sequin.kinds |= one.kinds
+            app_id = str(uuid.UUID(self.secrets.derived(f"{one.name} at sequin", 32)))
+            self.sequin.preregister(app_id, one.sequin_provider, one.title, client.id, client.secret)
 
 
 def current_world() -> World:

@@ -59,12 +59,12 @@ def manage() -> Response:
 
 
 def _offered() -> list[OfferedApp]:
-    """Return every app, those with an installation page last: their way is the longest."""
-    return sorted(services().apps, key=_length)
+    """Return every app: first those the demo says something about, of them those with an installation page last."""
+    return sorted(services().apps, key=_place)
 
 
-def _length(app: OfferedApp) -> tuple[bool, bool]:
-    return app.provider.install_url is not None, not app.provider.kind_documented
+def _place(app: OfferedApp) -> tuple[bool, bool, bool]:
+    return not app.config.why, app.provider.install_url is not None, not app.provider.kind_documented
 
 
 def _send(*, manage: bool = False) -> Response:

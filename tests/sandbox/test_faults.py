@@ -13,10 +13,9 @@ from urllib.parse import urlsplit
 
 import pytest
 
-from broker.clock import ManualClock
 from broker.sandbox import RunningSandbox, Secrets, running
 from broker.sandbox.faults import KINDS, POINTS
-from broker.sandbox.sequin.store import Store
+from broker.sandbox.sequin.store import REGISTERED_AT
 
 SHORT = 0.2
 APPS = "/sequin/v1/oauth-apps"
@@ -50,7 +49,7 @@ def register(connection: http.client.HTTPConnection, sandbox: RunningSandbox) ->
 
 def effects(sandbox: RunningSandbox) -> int:
     """Count the OAuth apps beyond those that are always there."""
-    return len(sandbox.world.sequin.apps) - len(Store(sandbox.secrets, ManualClock()).apps)
+    return sum(app.created_at != REGISTERED_AT for app in sandbox.world.sequin.apps.values())
 
 
 def last(sandbox: RunningSandbox) -> dict[str, object]:

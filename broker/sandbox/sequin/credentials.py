@@ -8,7 +8,7 @@ from werkzeug.wrappers import Response
 from broker.sandbox.points import point
 from broker.sandbox.sequin.answers import JsonObject, authorized, invalid, not_found, sent, shown_credential
 from broker.sandbox.sequin.filters import filtered
-from broker.sandbox.sequin.kinds import BLANK, INVALID, KINDS, Kind, Reasons
+from broker.sandbox.sequin.kinds import BLANK, INVALID, Kind, Reasons
 from broker.sandbox.sequin.store import Credential, OAuthApp
 from broker.sandbox.world import World
 
@@ -26,9 +26,9 @@ def import_credential() -> Response:
     kind = _kind(world, properties)
     if kind is None or not isinstance(properties, dict):
         errors["properties"] = _unusable(properties)
-    elif reasons := KINDS[kind].reasons(properties):
+    elif reasons := world.sequin.kinds[kind].reasons(properties):
         errors["properties"] = reasons
-    app = _app(world, body, KINDS[kind] if kind else None, errors)
+    app = _app(world, body, world.sequin.kinds[kind] if kind else None, errors)
     if errors or app is None or kind is None or not isinstance(properties, dict):
         raise invalid(errors)
     return _imported(world, kind, app, properties, body)
@@ -95,7 +95,7 @@ def _reasons_outside(body: JsonObject) -> Reasons:
 
 def _kind(world: World, properties: object) -> str | None:
     kind = properties.get("kind") if isinstance(properties, dict) else None
-    known = KINDS.get(kind) if isinstance(kind, str) else None
+    known = world.sequin.kinds.get(kind) if isinstance(kind, str) else None
     taken = known is not None and (known.documented or world.options.sequin_undocumented_kinds)
     return str(kind) if taken else None
 
@@ -121,7 +121,7 @@ def _app(world: World, body: JsonObject, kind: Kind | None, errors: dict[str, ob
 
 
 def _imported(world: World, kind: str, app: OAuthApp, properties: dict[str, object], body: JsonObject) -> Response:
-    rules = KINDS[kind]
+    rules = world.sequin.kinds[kind]
     kept: dict[str, object] = {"kind": kind, **rules.clean(properties)}
     name, metadata = body.get("name"), body.get("metadata")
     if isinstance(name, str) and "name" in rules.members:

@@ -125,8 +125,9 @@ def _stripe_key(properties: Properties) -> str:
 
 
 def _instance(properties: Properties) -> str:
-    address = str(properties["instance_url"])
-    return (urlsplit(address).hostname or address).lower()
+    # The host at Salesforce; here all orgs are on one, each below a path of its own.
+    parts = urlsplit(str(properties["instance_url"]))
+    return f"{parts.netloc.lower()}{parts.path.rstrip('/')}"
 
 
 _STRIPE = {"secret": SECRET, "test": Member(_is_flag), "name": MAYBE_TEXT}

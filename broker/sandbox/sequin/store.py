@@ -44,6 +44,7 @@ class Credential:
 
     id: str
     kind: str
+    rules: Kind
     oauth_app_id: str
     properties: Mapping[str, object]
     health: Health
@@ -52,11 +53,6 @@ class Credential:
     name: str | None = None
     metadata: Mapping[str, object] = field(default_factory=dict)
     import_count: int = 1
-
-    @property
-    def rules(self) -> Kind:
-        """Return what is known about its kind."""
-        return KINDS[self.kind]
 
 
 class Store:
@@ -67,6 +63,7 @@ class Store:
         self.token = secrets.sequin_api_token
         self.credentials: dict[str, Credential] = {}
         self.apps: dict[str, OAuthApp] = {}
+        self.kinds: dict[str, Kind] = dict(KINDS)
         self._by_account: dict[tuple[str, str, str], str] = {}
         registered = (
             (secrets.sequin_stripe_app_id, "stripe", "stripe", secrets.stripe_client_id, secrets.stripe_secret_key),
@@ -81,9 +78,13 @@ class Store:
             ),
         )  # fmt: skip
         for app_id, provider, name, client_id, secret in registered:
-            self.apps[app_id] = OAuthApp(
-                app_id, provider, f"Sandbox {name}", client_id, secret, REGISTERED_AT, REGISTERED_AT
-            )
+            self.preregister(app_id, provider, name, client_id, secret)
+
+    def preregister(self, app_id: str, provider: str, name: str, client_id: str, secret: str) -> None:
+        """Add an OAuth app that was there before this sandbox started."""
+        self.apps[app_id] = OAuthApp(
+            app_id, provider, f"Sandbox {name}", client_id, secret, REGISTERED_AT, REGISTERED_AT
+        )
 
     def upsert(
         self,
@@ -95,12 +96,22 @@ class Store:
         metadata: Mapping[str, object] | None,
     ) -> Credential:
         """Import: the same upstream account, app and kind is the same credential."""
-        key = (app.id, kind, KINDS[kind].account(properties))
+        rules = self.kinds[kind]
+        key = (app.id, kind, rules.account(properties))
         known = self.credentials.get(self._by_account.get(key, ""))
         now = self._clock.now()
         if known is None:
             made = Credential(
-                str(uuid.uuid4()), kind, app.id, properties, Health("ok", [], now), now, now, name, metadata or {}
+                str(uuid.uuid4()),
+                kind,
+                rules,
+                app.id,
+                properties,
+                Health("ok", [], now),
+                now,
+                now,
+                name,
+                metadata or {},
             )
             self.credentials[made.id] = made
             self._by_account[key] = made.id
