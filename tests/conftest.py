@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import socket
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -12,6 +13,7 @@ from tests import chromium
 from tests.databases import Databases, PostgresqlDatabases, SqliteDatabases, postgresql
 
 TESTS = Path(__file__).parent
+RESOLVE = socket.getaddrinfo
 NETWORK_FOLDERS = {"browser", "e2e", "sandbox"}
 LOOPBACK = ["127.0.0.1", "::1", "localhost"]
 DATABASES = [name for name in os.environ.get("BROKER_TEST_DATABASES", "sqlite,postgresql").split(",") if name]
@@ -26,6 +28,16 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             item.add_marker(pytest.mark.network)
         if item.get_closest_marker("network"):
             item.add_marker(pytest.mark.allow_hosts(LOOPBACK))
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_setup() -> None:
+    """Let names be resolved again.
+
+    pytest-socket puts a guard in the resolver's place for a test. A test that resolved names in a way of its own has
+    put that guard back after it had been lifted, and the next one may be a test that may use the network.
+    """
+    socket.getaddrinfo = RESOLVE
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:

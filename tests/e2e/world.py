@@ -74,9 +74,10 @@ def let_pass(connection: sa.Connection, seconds: float = 10.0) -> bool:
     jobs, flows, connections = table(Job), table(Flow), table(ConnectedAccount)
     waiting = sa.and_(jobs.c.state == JobState.WAITING, jobs.c.due_at < soon)
     redeeming, removing = flows.c.state == FlowState.REDEEMING, connections.c.removal == CleanUp.PENDING
+    # In the order in which the broker locks them.
     moved = [
-        move(connection, jobs.c.due_at, by, waiting),
         move(connection, flows.c.updated_at, by, redeeming),
+        move(connection, jobs.c.due_at, by, waiting),
         # How long a removal waits for what may still arrive goes by this.
         move(connection, connections.c.disconnected_at, by, removing),
     ]
@@ -470,7 +471,7 @@ def command(
     """Run `python -m broker ARGUMENTS` to its end, whatever comes of it."""
     return subprocess.run(
         [sys.executable, *program, *arguments],
-        env=dict(environment), cwd=ROOT, input=given, capture_output=True, text=True, check=False, timeout=60,
+        env=dict(environment), cwd=ROOT, input=given, capture_output=True, text=True, check=False, timeout=120,
     )  # fmt: skip
 
 
