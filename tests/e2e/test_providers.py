@@ -63,8 +63,9 @@ def test_an_account_is_connected_imported_connected_again_and_disconnected(
         eventually(lambda: grants(world, app, connection)[-1]["status"] == "revoked")
     else:
         # Nothing is left here to end it with, and the person was told.
-        assert OFFERED[app].provider.stays is not None
-        assert OFFERED[app].provider.stays(OFFERED[app].config) in page.text
+        stays = OFFERED[app].provider.stays
+        assert stays is not None
+        assert stays(OFFERED[app].config) in page.text
 
 
 @pytest.mark.parametrize("app", NAMES)
