@@ -22,12 +22,14 @@ from broker.models import (
     IdempotentCall,
     KeyCanary,
     Link,
+    PendingSignIn,
     WebhookEndpoint,
     WebhookSecret,
 )
 from broker.notifications import secret_binding
 from broker.resealing import SEALED, KeyInUse, Resealing
 from broker.settings import EncryptionKey
+from broker.sign_ins import pending_binding
 from broker.vault import Binding, Vault, key_id
 from tests.house import House, open_house
 
@@ -94,6 +96,7 @@ def test_every_kind_of_sealed_value_is_sealed_again(house: House) -> None:
         (Hop.verifier_sealed, hop_binding("state")),
         (WebhookSecret.sealed, secret_binding("whe_1", 1)),
         (IdempotentCall.answer_sealed, answer_binding("call")),
+        (PendingSignIn.sealed, pending_binding("left")),
     ):
         assert Vault([NEW]).open(house.value(sa.select(column)), binding) == b"hidden"
 
@@ -126,6 +129,11 @@ def fill_the_others(house: House) -> None:
             answer_sealed=hidden(answer_binding("call")),
         )
     )  # fmt: skip
+    house.run(
+        sa.insert(PendingSignIn).values(
+            state_hash="left", door="people", browser_hash="b", expires_at=now, sealed=hidden(pending_binding("left"))
+        )
+    )
 
 
 def hidden(binding: Binding) -> bytes:

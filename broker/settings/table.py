@@ -117,7 +117,7 @@ SETTINGS: tuple[Setting, ...] = (
     ),
     Setting(
         "BROKER_CONFIG",
-        "Path of a TOML file for several OAuth apps, branding, limits and retention.",
+        "Path of a TOML file for several OAuth apps, branding, limits, retention and sign-in.",
         values.path,
         example="broker.toml",
     ),

@@ -13,6 +13,7 @@ from broker.operators import Operators
 from broker.settings import CONFIG_SETTINGS, SETTINGS
 from broker.web.console.settings import shown
 from tests.house import make_settings
+from tests.openid import people, staff
 from tests.web.test_console import app, house, operators, signed_in, text_of
 
 __all__ = ["app", "house", "operators"]
@@ -30,8 +31,9 @@ def test_every_setting_is_shown_and_no_secret(app: Flask, operators: Operators) 
 
 def test_only_what_is_read_once_has_no_value_to_show() -> None:
     sources = MappingProxyType({setting.name: "environment" for setting in (*SETTINGS, *CONFIG_SETTINGS)})
-    found = shown(replace(make_settings("sqlite:////tmp/x.db"), sources=sources))
-    secrets = {setting.name for setting in SETTINGS if setting.secret}
+    settings = make_settings("sqlite:////tmp/x.db", sign_in=people(), operators_sign_in=staff())
+    found = shown(replace(settings, sources=sources))
+    secrets = {setting.name for setting in (*SETTINGS, *CONFIG_SETTINGS) if setting.secret}
     assert {each.name for each in found if each.value == "Set, not shown"} == secrets
     assert {each.name for each in found if each.value == "Set"} == {"BROKER_CONFIG"}
 
