@@ -15,11 +15,13 @@ from broker.audit import Actor
 from broker.clock import Clock
 from broker.connections import CursorUnknown
 from broker.db import Database, table
+from broker.errors import Refused
 from broker.models import AuditRecord, AuditSeal
 from broker.text import storable
 
 MOST_EXPORTED = 50_000
 BATCH = 1_000
+LARGEST_KEY = 2**63 - 1
 TARGET = "audit"
 """What a record about the trail itself is about."""
 
@@ -54,10 +56,30 @@ class AuditEntry:
 
 @dataclass(frozen=True)
 class AuditPage:
-    """Some entries, and the cursor that leads to those before them."""
+    """Some entries, newest first, and the cursors that lead to older and to newer ones; None where there are none."""
 
     items: tuple[AuditEntry, ...]
     next_cursor: str | None
+    previous_cursor: str | None = None
+
+
+@dataclass(frozen=True)
+class AuditDetails:
+    """One record, and what seals it in the chain; None until it is sealed."""
+
+    entry: AuditEntry
+    digest: str | None
+    sealed_at: datetime | None
+    key_id: str | None
+
+
+class AuditRecordUnknown(Refused):
+    """There is no such record; maybe it was purged."""
+
+    code = "audit_record_unknown"
+    status = 404
+    heading = "There is no such record"
+    advice = "It may have been forgotten: records are kept for as long as the settings say."
 
 
 class AuditTrail:
@@ -67,17 +89,52 @@ class AuditTrail:
         self._database = database
         self._clock = clock
 
-    def page(self, filters: AuditFilters, *, limit: int, actor: Actor, cursor: str | None = None) -> AuditPage:
-        """Return the records that match, newest first, and record that `actor` saw them. Raises CursorUnknown."""
+    def page(
+        self,
+        filters: AuditFilters,
+        *,
+        limit: int,
+        actor: Actor,
+        cursor: str | None = None,
+        newer_than: str | None = None,
+    ) -> AuditPage:
+        """Return the records that match, newest first, and record that `actor` saw them.
+
+        They are those older than the one named by `cursor`, or else the nearest newer than `newer_than`.
+        Raises CursorUnknown.
+        """
         with self._database.read() as connection:
-            before = None if cursor is None else _place_of(connection, cursor)
-            found = _entries(connection, filters, limit + 1, before)
-        self._note("audit.viewed", filters, actor)
-        return AuditPage(tuple(found[:limit]), str(found[limit - 1].id) if len(found) > limit else None)
+            if cursor is None and newer_than is not None:
+                found = _entries(connection, filters, limit + 1, _place_of(connection, newer_than), newer=True)
+                items, has_older, has_newer = found[:limit][::-1], True, len(found) > limit
+            else:
+                before = None if cursor is None else _place_of(connection, cursor)
+                found = _entries(connection, filters, limit + 1, before)
+                items, has_older, has_newer = found[:limit], len(found) > limit, before is not None
+        self._note("audit.viewed", _said(filters), actor)
+        return AuditPage(
+            tuple(items),
+            str(items[-1].id) if items and has_older else None,
+            str(items[0].id) if items and has_newer else None,
+        )
+
+    def find(self, record_id: int, *, actor: Actor) -> AuditDetails:
+        """Return one record with its seal, and record that `actor` saw it. Raises AuditRecordUnknown."""
+        with self._database.read() as connection:
+            row = None
+            if record_id <= LARGEST_KEY:
+                row = connection.execute(_entry().where(_records.c.id == record_id)).one_or_none()
+            if row is None:
+                raise AuditRecordUnknown
+            seal = connection.execute(
+                sa.select(_seals.c.digest, _seals.c.sealed_at, _seals.c.key_id).where(_seals.c.record_id == record_id)
+            ).one_or_none()
+        self._note("audit.viewed", {"record": record_id}, actor)
+        return AuditDetails(AuditEntry(*row), *(seal or (None, None, None)))
 
     def export(self, filters: AuditFilters, *, actor: Actor) -> Iterator[AuditEntry]:
         """Record that `actor` exports what matches, then return it, newest first, 50,000 records at most."""
-        self._note("audit.exported", filters, actor)
+        self._note("audit.exported", _said(filters), actor)
         return self._exported(filters)
 
     def _exported(self, filters: AuditFilters) -> Iterator[AuditEntry]:
@@ -93,12 +150,7 @@ class AuditTrail:
             left -= len(found)
             before = (found[-1].at, found[-1].id)
 
-    def _note(self, action: str, filters: AuditFilters, actor: Actor) -> None:
-        wanted = {
-            "action": filters.action, "actor": filters.actor, "target": filters.target,
-            "since": filters.since and filters.since.isoformat(), "until": filters.until and filters.until.isoformat(),
-        }  # fmt: skip
-        detail = {name: value for name, value in wanted.items() if value and storable(value)}
+    def _note(self, action: str, detail: Mapping[str, object], actor: Actor) -> None:
         with self._database.write() as connection:
             audit.record(
                 connection, at=self._clock.now(), actor_kind=actor.kind, actor=actor.name, action=action,
@@ -106,23 +158,38 @@ class AuditTrail:
             )  # fmt: skip
 
 
+def _said(filters: AuditFilters) -> dict[str, object]:
+    """Return what was asked for, as it is recorded."""
+    wanted = {
+        "action": filters.action, "actor": filters.actor, "target": filters.target,
+        "since": filters.since and filters.since.isoformat(), "until": filters.until and filters.until.isoformat(),
+    }  # fmt: skip
+    return {name: value for name, value in wanted.items() if value and storable(value)}
+
+
+def _entry() -> sa.Select[*tuple[Any, ...]]:
+    return sa.select(
+        _records.c.id, _seals.c.number, _records.c.at, _records.c.actor_kind, _records.c.actor,
+        _records.c.action, _records.c.target, _records.c.detail,
+    ).outerjoin(_seals, _seals.c.record_id == _records.c.id)  # fmt: skip
+
+
 def _entries(
-    connection: Connection, filters: AuditFilters, limit: int, before: tuple[datetime, int] | None
+    connection: Connection,
+    filters: AuditFilters,
+    limit: int,
+    beside: tuple[datetime, int] | None,
+    *,
+    newer: bool = False,
 ) -> list[AuditEntry]:
+    """Return the nearest records older than a place, newest first; or newer ones, oldest first."""
     wanted = _matching(filters)
-    if before is not None:
-        place = sa.tuple_(sa.literal(before[0], _records.c.at.type), sa.literal(before[1], _records.c.id.type))
-        wanted.append(sa.tuple_(_records.c.at, _records.c.id) < place)
-    rows = connection.execute(
-        sa.select(
-            _records.c.id, _seals.c.number, _records.c.at, _records.c.actor_kind, _records.c.actor,
-            _records.c.action, _records.c.target, _records.c.detail,
-        )
-        .outerjoin(_seals, _seals.c.record_id == _records.c.id)
-        .where(*wanted)
-        .order_by(_records.c.at.desc(), _records.c.id.desc())
-        .limit(limit)
-    ).all()  # fmt: skip
+    here = sa.tuple_(_records.c.at, _records.c.id)
+    if beside is not None:
+        place = sa.tuple_(sa.literal(beside[0], _records.c.at.type), sa.literal(beside[1], _records.c.id.type))
+        wanted.append(here > place if newer else here < place)
+    order = (_records.c.at, _records.c.id) if newer else (_records.c.at.desc(), _records.c.id.desc())
+    rows = connection.execute(_entry().where(*wanted).order_by(*order).limit(limit)).all()
     return [AuditEntry(*row) for row in rows]
 
 

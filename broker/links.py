@@ -217,9 +217,16 @@ class Links:
         with self._database.read() as connection:
             return self._view(connection, public_id)
 
-    def list(self, *, limit: int = 100, after: str | None = None) -> tuple[LinkView, ...]:
-        """Return up to `limit` links, newest first, those after the one with id `after`. Raises LinkUnknown."""
+    def list(
+        self, *, limit: int = 100, after: str | None = None, state: LinkState | None = None
+    ) -> tuple[LinkView, ...]:
+        """Return up to `limit` links, newest first, those after the one with id `after`; of one state if it is given.
+
+        Raises LinkUnknown.
+        """
         query = _viewed().order_by(Link.id.desc()).limit(limit)
+        if state is not None:
+            query = query.where(*_in_state(state, self._clock.now()))
         with self._database.read() as connection:
             if after is not None:
                 query = query.where(Link.id < _key_of(connection, after))
@@ -490,6 +497,28 @@ def _state(row: _Row, used: bool, now: datetime) -> LinkState:
         (row.opened_at is not None, LinkState.OPENED),
     )
     return next((state for applies, state in steps if applies), LinkState.UNOPENED)
+
+
+def _in_state(state: LinkState, now: datetime) -> list[sa.ColumnElement[bool]]:
+    """Return what holds for the links of a state; `_state` is the same in Python."""
+    used = sa.exists().where(LinkUse.link_id == Link.id)
+    steps = {
+        LinkState.REVOKED: Link.revoked_at.is_not(None),
+        LinkState.USED: used,
+        LinkState.EXPIRED: Link.expires_at <= now,
+        LinkState.STARTED: Link.started_at.is_not(None),
+        LinkState.OPENED: Link.opened_at.is_not(None),
+        LinkState.UNOPENED: sa.true(),
+    }
+    found: list[sa.ColumnElement[bool]] = []
+    if state in {LinkState.STARTED, LinkState.OPENED, LinkState.UNOPENED}:
+        # Such links were made not long ago: the others need not be looked at.
+        found.append(Link.created_at > now - timedelta(seconds=LONGEST_LINK_LIFE))
+    for each, holds in steps.items():
+        if each is state:
+            return [*found, holds]
+        found.append(sa.not_(holds))
+    return found
 
 
 def _spent(connection: Connection, link_id: int) -> dict[str, int]:

@@ -133,6 +133,14 @@ class Link(Base):
     """A connect link: an address made by the host for one end user."""
 
     __tablename__ = "links"
+    __table_args__ = (
+        sa.Index(
+            "ix_links_revoked",
+            "id",
+            sqlite_where=sa.text("revoked_at IS NOT NULL"),
+            postgresql_where=sa.text("revoked_at IS NOT NULL"),
+        ),
+    )
 
     id: Mapped[int] = mapped_column(BigId, primary_key=True)
     public_id: Mapped[str] = mapped_column(Ref, unique=True)

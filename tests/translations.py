@@ -27,7 +27,16 @@ TABLES = {"NOTES", "SEALED_SENTENCES", "STEP_NAMES", "STEP_SENTENCES", "TROUBLES
 OF_PROVIDERS = {"reads", "never", "caveat"}
 """Arguments of `Provider` that do."""
 NOT_FOR_PEOPLE = {
-    *("apikeys.py", "circuits.py", "doctor.py", "idempotency.py", "matching.py", "notifications.py", "operators.py"),
+    *(
+        "apikeys.py",
+        "audit_trail.py",
+        "circuits.py",
+        "doctor.py",
+        "idempotency.py",
+        "matching.py",
+        "notifications.py",
+        "operators.py",
+    ),
     *("reconciliation.py", "webhook_endpoints.py", "workload.py"),
 }
 """Modules whose errors only operators, hosts and command lines see."""

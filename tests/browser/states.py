@@ -676,6 +676,97 @@ def ops_links(scene: Scene) -> None:
     expect(scene.page.get_by_text("Not opened").first).to_be_visible()
 
 
+@state("Connect links")
+def ops_links_in_no_state(scene: Scene) -> None:
+    scene.sign_in()
+    scene.go("/ops/links?state=revoked")
+    expect(scene.page.get_by_role("navigation", name="State")).to_be_visible()
+
+
+@state("Revoke the link for person-")
+def ops_link_revoke(scene: Scene) -> None:
+    scene.link()
+    scene.sign_in()
+    scene.go("/ops/links")
+    scene.page.get_by_role("link", name=re.compile("^Revoke")).first.click()
+    expect(scene.page.get_by_role("button", name="Revoke link")).to_be_visible()
+
+
+@state("Overview")
+def ops_overview(scene: Scene) -> None:
+    done_parked(scene)
+    scene.world.control("reset")
+    scene.answers("deny")
+    scene.go(scene.link())
+    scene.press("Connect Stripe")
+    scene.answers("allow")
+    scene.connect("GitHub")
+    scene.sign_in()
+    scene.page.get_by_role("link", name="Overview").click()
+    expect(scene.page.get_by_role("heading", name="Failures by reason")).to_be_visible()
+
+
+@state("Overview")
+def ops_overview_tables(scene: Scene) -> None:
+    ops_overview(scene)
+    scene.page.get_by_role("link", name="24 hours").click()
+    tables = scene.page.locator("figure summary")
+    for number in range(tables.count()):
+        tables.nth(number).click()
+    expect(scene.page.get_by_role("link", name="Table as CSV").last).to_be_visible()
+
+
+@state("Audit trail", primary="Apply filters")
+def ops_audit(scene: Scene) -> None:
+    for _ in range(52):
+        scene.link()
+    scene.sign_in()
+    scene.go("/ops/audit?action=link.created")
+    scene.page.get_by_role("link", name="Next page").click()
+    expect(scene.page.get_by_role("link", name="Previous page")).to_be_visible()
+
+
+@state("Audit trail", primary="Apply filters")
+def ops_audit_no_match(scene: Scene) -> None:
+    scene.sign_in()
+    scene.go("/ops/audit?target=nothing-has-this-name")
+    expect(scene.page.get_by_text("No records match")).to_be_visible()
+
+
+@state("Audit trail", status=400, primary="Apply filters", error=True)
+def ops_audit_bad_filter(scene: Scene) -> None:
+    scene.sign_in()
+    scene.go("/ops/audit?from=yesterday")
+
+
+@state("connection.connected")
+def ops_audit_record(scene: Scene) -> None:
+    scene.connect()
+    scene.page.context.clear_cookies()
+    scene.sign_in()
+    # The worker seals within seconds.
+    eventually(lambda: _newest_record(scene, "connection.connected"))
+
+
+def _newest_record(scene: Scene, action: str) -> bool:
+    scene.go(f"/ops/audit?action={action}")
+    scene.page.locator("td[data-label=Time] a").first.click()
+    return scene.page.get_by_text("Digest").is_visible()
+
+
+@state("Retry .* parked job")
+def ops_jobs_retry(scene: Scene) -> None:
+    ops_jobs_parked(scene)
+    scene.page.get_by_role("link", name="Retry all parked").click()
+
+
+@state("Revoke host")
+def ops_key_revoke(scene: Scene) -> None:
+    scene.sign_in()
+    scene.go("/ops/keys")
+    scene.page.get_by_role("link", name="Revoke host").first.click()
+
+
 @state("Jobs")
 def ops_jobs_none_parked(scene: Scene) -> None:
     scene.sign_in()

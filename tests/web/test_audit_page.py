@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -125,9 +126,54 @@ def test_pages_follow_each_other_without_a_gap_however_many_are_of_one_moment(
     assert seen == [f"lnk_{number:03}" for number in reversed(range(120))]
 
 
+def test_the_page_before_leads_back_to_what_was_seen(house: House, client: FlaskClient) -> None:
+    for number in range(120):
+        write(house, f"lnk_{number:03}")
+
+    def go(address: str) -> tuple[list[str], dict[str, str]]:
+        text = text_of(client.get(address))
+        ways = {rel: href for href, rel in re.findall(r'href="([^"]+)" rel="(next|prev)"', text)}
+        return re.findall(r"<code>(lnk_[0-9]+)</code>", text), ways
+
+    first, ways = go("/ops/audit?action=link.created")
+    assert set(ways) == {"next"}
+    second, ways = go(ways["next"])
+    third, last = go(ways["next"])
+    assert (len(third), set(last)) == (20, {"prev"})
+    assert go(last["prev"])[0] == second
+    again, ways = go(go(last["prev"])[1]["prev"])
+    assert again == first
+    assert "next" in ways
+    assert "prev" not in ways
+
+
+def test_a_record_has_a_page_of_its_own_and_looking_at_it_is_recorded(
+    house: House, services: Services, client: FlaskClient
+) -> None:
+    write(house, "lnk_<b>", action="connection.connected")
+    key = house.value(sa.select(AuditRecord.id).where(AuditRecord.target == "lnk_<b>"))
+    assert f'href="/ops/audit/{key}"' in text_of(client.get("/ops/audit"))
+    assert "Not sealed yet" in text_of(client.get(f"/ops/audit/{key}"))
+    services.audit_chain.seal()
+    page = client.get(f"/ops/audit/{key}")
+    for words in ("connection.connected", "key_1, api key", "Apps", "Digest", "Everything about this target"):
+        assert words in text_of(page)
+    assert "lnk_&lt;b&gt;" in page.get_data(as_text=True)
+    details = house.value(sa.select(AuditRecord.detail).order_by(AuditRecord.id.desc()).limit(1))
+    assert details == {"record": key}
+
+
+@pytest.mark.parametrize("key", ["0", "424242", "9" * 40])
+def test_a_record_that_is_not_there_is_told_so(client: FlaskClient, key: str) -> None:
+    answer = client.get(f"/ops/audit/{key}")
+    assert answer.status_code == 404
+    assert "There is no such record" in text_of(answer)
+
+
 @pytest.mark.parametrize("cursor", ["x", "-1", "9" * 40, "424242", "%C2%B2"])
 def test_a_cursor_that_leads_nowhere_is_told_so(client: FlaskClient, cursor: str) -> None:
-    assert client.get(f"/ops/audit?after={cursor}").status_code == 404
+    for way in ("after", "before"):
+        assert client.get(f"/ops/audit?{way}={cursor}").status_code == 404
 
 
 def test_looking_and_exporting_are_recorded_with_what_was_asked_for(house: House, client: FlaskClient) -> None:

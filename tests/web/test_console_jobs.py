@@ -69,7 +69,10 @@ def test_all_parked_jobs_are_retried(app: Flask, house: House, operators: Operat
     for subject in (1, 2):
         a_job(app, house, JobState.PARKED, subject, error="x")
     client = signed_in(app, operators)
-    csrf = csrf_of(client.get("/ops/jobs"))
+    assert 'href="/ops/jobs/retry">Retry all parked' in text_of(client.get("/ops/jobs"))
+    asked = client.get("/ops/jobs/retry")
+    assert "Retry 2 parked jobs?" in text_of(asked)
+    csrf = csrf_of(asked)
     page = client.post("/ops/jobs/retry", data={"csrf_token": csrf}, follow_redirects=True)
     assert "All queued again." in text_of(page)
     assert "Parked: 0" in text_of(page)
@@ -77,3 +80,4 @@ def test_all_parked_jobs_are_retried(app: Flask, house: House, operators: Operat
     trail = len(house.audited())
     client.post("/ops/jobs/retry", data={"csrf_token": csrf})
     assert len(house.audited()) == trail
+    assert client.get("/ops/jobs/retry").headers["Location"] == "/ops/jobs?state=parked"

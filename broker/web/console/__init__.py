@@ -48,18 +48,22 @@ blueprint.add_url_rule("/connections/<ref>/disconnect", view_func=connections.di
 blueprint.add_url_rule("/links", view_func=links.list_links, methods=["GET"])
 blueprint.add_url_rule("/links/new", view_func=links.new_link, methods=["GET"])
 blueprint.add_url_rule("/links/new", view_func=links.create_link, methods=["POST"])
+blueprint.add_url_rule("/links/<public_id>/revoke", "confirm_revoke_link", links.confirm_revoke, methods=["GET"])
 blueprint.add_url_rule("/links/<public_id>/revoke", view_func=links.revoke_link, methods=["POST"])
 blueprint.add_url_rule("/jobs", view_func=jobs.list_jobs, methods=["GET"])
+blueprint.add_url_rule("/jobs/retry", "confirm_retry_jobs", jobs.confirm_retry, methods=["GET"])
 blueprint.add_url_rule("/jobs/retry", view_func=jobs.retry_jobs, methods=["POST"])
 blueprint.add_url_rule("/jobs/<int:job_id>/retry", view_func=jobs.retry_job, methods=["POST"])
 blueprint.add_url_rule("/settings", view_func=settings.show_settings, methods=["GET"])
 blueprint.add_url_rule("/keys", view_func=keys.list_keys, methods=["GET"])
 blueprint.add_url_rule("/keys", view_func=keys.create_key, methods=["POST"])
+blueprint.add_url_rule("/keys/<public_id>/revoke", "confirm_revoke_key", keys.confirm_revoke, methods=["GET"])
 blueprint.add_url_rule("/keys/<public_id>/revoke", view_func=keys.revoke_key, methods=["POST"])
 blueprint.add_url_rule("/orphans", view_func=orphans.list_orphans, methods=["GET"])
 blueprint.add_url_rule("/orphans/<credential_id>/forget", view_func=orphans.forget_orphan, methods=["POST"])
 blueprint.add_url_rule("/providers", view_func=providers.show_providers, methods=["GET"])
 blueprint.add_url_rule("/audit", view_func=audit.show_audit, methods=["GET"])
+blueprint.add_url_rule("/audit/<int:record_id>", "show_audit_record", audit.show_record, methods=["GET"])
 blueprint.add_url_rule("/audit.csv", view_func=audit.export_audit, methods=["GET"])
 blueprint.add_url_rule("/webhooks", "list_webhook_endpoints", webhooks.list_endpoints, methods=["GET"])
 blueprint.add_url_rule("/webhooks/<public_id>", "show_webhook_endpoint", webhooks.show_endpoint, methods=["GET"])
@@ -91,17 +95,21 @@ ROLES: Mapping[str, Role] = MappingProxyType(
         "console.list_links": Role.VIEWER,
         "console.new_link": Role.OPERATOR,
         "console.create_link": Role.OPERATOR,
+        "console.confirm_revoke_link": Role.OPERATOR,
         "console.revoke_link": Role.OPERATOR,
         "console.list_jobs": Role.VIEWER,
         "console.retry_job": Role.OPERATOR,
+        "console.confirm_retry_jobs": Role.OPERATOR,
         "console.retry_jobs": Role.OPERATOR,
         "console.show_settings": Role.VIEWER,
         "console.list_keys": Role.ADMIN,
         "console.create_key": Role.ADMIN,
+        "console.confirm_revoke_key": Role.ADMIN,
         "console.revoke_key": Role.ADMIN,
         "console.list_orphans": Role.VIEWER,
         "console.show_providers": Role.VIEWER,
         "console.show_audit": Role.VIEWER,
+        "console.show_audit_record": Role.VIEWER,
         "console.export_audit": Role.OPERATOR,
         "console.list_webhook_endpoints": Role.VIEWER,
         "console.show_webhook_endpoint": Role.VIEWER,

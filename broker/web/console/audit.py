@@ -26,8 +26,8 @@ def show_audit() -> ResponseReturnValue:
     filters, problems = _filters(wanted)
     page = AuditPage((), None)
     if not problems:
-        cursor = request.args.get("after") or None
-        page = services().audit_trail.page(filters, limit=ON_A_PAGE, actor=_operator(), cursor=cursor)
+        place = {"cursor": request.args.get("after") or None, "newer_than": request.args.get("before") or None}
+        page = services().audit_trail.page(filters, limit=ON_A_PAGE, actor=_operator(), **place)
     text = render_template(
         "console/audit.html",
         page=page,
@@ -36,9 +36,14 @@ def show_audit() -> ResponseReturnValue:
         problems=problems,
         most=MOST_EXPORTED,
         kept=services().settings.retention.audit_days,
-        first="after" not in request.args,
     )
     return make_response(text, 400 if problems else 200)
+
+
+def show_record(record_id: int) -> str:
+    """Show one record with all its facts, and what seals it."""
+    found = services().audit_trail.find(record_id, actor=_operator())
+    return render_template("console/audit_record.html", record=found.entry, seal=found)
 
 
 def export_audit() -> ResponseReturnValue:

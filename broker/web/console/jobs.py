@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from flask import g, redirect, render_template, request, url_for
+from flask.typing import ResponseReturnValue
 from werkzeug.wrappers import Response
 
 from broker.audit import Actor
@@ -39,6 +40,27 @@ def retry_job(job_id: int) -> Response:
     """Let one parked job run again."""
     services().workload.retry(job_id, actor=_operator())
     return redirect(url_for("console.list_jobs", state=Group.PARKED, done="one"), 303)
+
+
+def confirm_retry() -> ResponseReturnValue:
+    """Say how many jobs would run again, before they do."""
+    count = services().workload.counts()[Group.PARKED]
+    if not count:
+        return redirect(url_for("console.list_jobs", state=Group.PARKED), 303)
+    many = f"more than {MOST_COUNTED:,}" if count > MOST_COUNTED else f"{count:,}"
+    return render_template(
+        "console/confirm.html",
+        heading=f"Retry {many} parked job{'' if count == 1 else 's'}?",
+        sentences=[
+            "Each runs again as soon as a worker is free, in the order it was asked for.",
+            "Where nothing was mended they fail again, and are parked again in the end.",
+        ],
+        address=url_for("console.retry_jobs"),
+        label="Retry all",
+        busy="Queueing…",
+        back=url_for("console.list_jobs", state=Group.PARKED),
+        keep="Leave them parked",
+    )
 
 
 def retry_jobs() -> Response:

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from types import MappingProxyType
 
 from flask import g, make_response, redirect, render_template, request, url_for
+from flask.typing import ResponseReturnValue
 from werkzeug.wrappers import Response
 
 from broker.audit import Actor
@@ -31,14 +32,17 @@ REVOCABLE = frozenset({LinkState.UNOPENED, LinkState.OPENED, LinkState.STARTED})
 
 
 def list_links() -> str:
-    """List connect links, newest first."""
-    found = services().links.list(limit=ON_A_PAGE + 1, after=request.args.get("after") or None)
+    """List connect links, newest first; the state they are narrowed to stands in the address."""
+    wanted = request.args.get("state", "")
+    state = LinkState(wanted) if wanted in set(LinkState) else None
+    found = services().links.list(limit=ON_A_PAGE + 1, after=request.args.get("after") or None, state=state)
     shown = found[:ON_A_PAGE]
     return render_template(
         "console/links.html",
         links=shown,
         next_cursor=shown[-1].id if len(found) > ON_A_PAGE else None,
         states=STATES,
+        state=state,
         revocable=REVOCABLE,
         first="after" not in request.args,
         done=request.args.get("done", ""),
@@ -68,6 +72,27 @@ def create_link() -> Response:
     except LinkInvalid as invalid:
         return _form({name.removeprefix("end_user."): reasons for name, reasons in invalid.fields.items()}, 422)
     return make_response(render_template("console/link_created.html", created=created, end_user=given["end_user"]), 201)
+
+
+def confirm_revoke(public_id: str) -> ResponseReturnValue:
+    """Say what taking a link back does, before it is done."""
+    link = services().links.state(public_id)
+    if link.state not in REVOCABLE:
+        return redirect(url_for("console.list_links"), 303)
+    return render_template(
+        "console/confirm.html",
+        heading=f"Revoke the link for {link.end_user_id}?",
+        sentences=[
+            f"Nobody can start through {link.id} any more; whoever is at a provider may still come back and connect.",
+            "What it has connected stays connected.",
+            "It cannot be made to work again: a new link has to be made.",
+        ],
+        address=url_for("console.revoke_link", public_id=public_id),
+        label="Revoke link",
+        busy="Revoking…",
+        back=url_for("console.list_links"),
+        keep="Keep it",
+    )
 
 
 def revoke_link(public_id: str) -> Response:
