@@ -67,6 +67,7 @@ from broker.sessions import Sessions
 from broker.settings import Settings, SignIn, load_settings
 from broker.sign_ins import Admit, Door, People, SignIns, Staff
 from broker.timeline import Timeline
+from broker.trials import Trials
 from broker.vault import Vault
 from broker.verification import Verifications
 from broker.web import embedded, init_web, limits
@@ -167,6 +168,7 @@ def build_services(
     provider_events = ProviderEvents(database=database, clock=clock, apps=apps, jobs=jobs, approve=approved)
     journal = FlowJournal(database=database, clock=clock, apps=apps, vault=vault, jobs=jobs, lifetime=lifetime)
     links = Links(database, clock, apps, settings)
+    timeline = Timeline(database)
     flows = Flows(
         journal=journal, database=database, clock=clock, apps=apps, settings=settings, oauth=oauth, http=http,
         vault=vault, jobs=jobs, circuits=circuits,
@@ -253,7 +255,10 @@ def build_services(
         people_sign_ins=people_sign_ins,
         operator_sign_ins=operator_sign_ins,
         self_service=SelfService(database, apps, links, flows),
-        timeline=Timeline(database),
+        timeline=timeline,
+        trials=Trials(
+            database=database, clock=clock, apps=apps, links=links, timeline=timeline, begin=flows.begin
+        ),
         events=Events(database),
         notifications=notifications,
         webhook_endpoints=WebhookEndpoints(

@@ -53,6 +53,8 @@ class FlowPage:
     missing_scopes: tuple[str, ...]
     # The connection that this flow was started to renew; None for every other flow.
     renews: ConnectionView | None
+    # Whether an operator tries an OAuth app out.
+    trial: bool
     choices: tuple[AccountChoice, ...]
     # Other OAuth apps of the same link that can still be connected.
     link_apps_left: tuple[OfferedApp, ...]
@@ -113,6 +115,7 @@ class FlowPages:
             was_connected_before=connected is not None and connected.created_at < flow.created_at,
             missing_scopes=missing,
             renews=self._connections.by_id(flow.reconnects_id) if flow.reconnects_id else None,
+            trial=flow.trial,
             choices=tuple(AccountChoice(**choice) for choice in flow.choices or ()),
             link_apps_left=tuple(app for app in left if app.key != flow.app_key),
             can_retry=failed and any(app.key == flow.app_key for app in left),

@@ -53,6 +53,7 @@ from broker.oauth import OAuth, parse_grant
 from broker.providers.base import Account, ProviderRefused, TokenRejected, calls_within
 from broker.secret import Secret, random_token
 from broker.settings import Settings
+from broker.trials import TrialOver, findings
 from broker.vault import Vault
 
 EXCHANGE_SECONDS = 9.0
@@ -302,7 +303,7 @@ class Flows:
         flow = self._journal.unfinished(flow_id)
         if flow is None:
             return
-        step = Step(flow.id, flow.ref, reconnects=flow.reconnects_id)
+        step = Step(flow.id, flow.ref, reconnects=flow.reconnects_id, trial=flow.trial)
         if flow.expires_at <= self._clock.now():
             self._journal.end(step, FlowExpired(), state=FlowState.EXPIRED)
             return
@@ -358,6 +359,9 @@ class Flows:
                 return self._await(step, app, requester_id)
             with self._circuits.watching(app_circuit(app.key)):
                 accounts = provider.identify(app.config, grant, call)
+            if step.trial:
+                self._journal.tell(step, findings(app, accounts, grant))
+                raise TrialOver
             account = _pick(accounts, wish) if step.reconnects is None else self._again(step, accounts, wish)
             if account is None:
                 return self._ask(step, app, accounts)

@@ -6,7 +6,7 @@ opened → left → redeeming → held:<why> → done | failed | expired | inter
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
@@ -69,7 +69,9 @@ _uses = table(LinkUse)
 # with its parameters.
 _FLOW = sa.update(_flows).where(_flows.c.id == sa.bindparam("key"))
 _LIVE_FLOW = _FLOW.where(_flows.c.ended_at.is_(None)).returning(_flows.c.id)
-_TAKE_FURTHER = _FLOW.returning(_flows.c.ref, _flows.c.confirm, _flows.c.reconnects_id, _flows.c.selector)
+_TAKE_FURTHER = _FLOW.returning(
+    _flows.c.ref, _flows.c.confirm, _flows.c.reconnects_id, _flows.c.selector, _flows.c.trial
+)
 _BIND_LINK = sa.update(_links).where(_links.c.id == sa.bindparam("key"))
 _ADD_FLOW = sa.insert(_flows).returning(_flows.c.id)
 _ADD_HOP = sa.insert(_hops).inline()
@@ -114,6 +116,8 @@ class Step:
     reconnects: int | None = None
     # What the person had picked before they left; None when nothing.
     selector: str | None = None
+    # Whether it ends once it is known which account was reached.
+    trial: bool = False
 
 
 @dataclass(frozen=True)
@@ -173,7 +177,7 @@ class FlowJournal:
                     "ref": ref, "link_id": found.id, "end_user_id": found.end_user_id, "app_key": app.key,
                     "browser_hash": browser.hash, "state": FlowState.LEFT, "selector": selector, "created_at": now,
                     "updated_at": now, "expires_at": expires, "reconnects_id": found.reconnects_id,
-                    "confirm": found.confirm,
+                    "confirm": found.confirm, "trial": found.trial,
                 },
             ).scalar_one()  # fmt: skip
             self._add_hop(connection, flow_id, HopKind.AUTHORIZE, departure.state, departure.code_verifier, expires)
@@ -259,7 +263,15 @@ class FlowJournal:
                 if kind is HopKind.INSTALL:
                     # The grant is there already: the worker can finish even if this process ends right now.
                     self._jobs.enqueue(connection, "finish", hop.flow_id, after=FINISH_AFTER)
-                return Step(hop.flow_id, flow.ref, hop.verifier_sealed, flow.confirm, flow.reconnects_id, flow.selector)
+                return Step(
+                    hop.flow_id,
+                    flow.ref,
+                    hop.verifier_sealed,
+                    flow.confirm,
+                    flow.reconnects_id,
+                    flow.selector,
+                    flow.trial,
+                )
         return self._second_visit(app, kind, state, browser_hash)
 
     def _second_visit(self, app: OfferedApp, kind: HopKind, state: Secret, browser_hash: str) -> Reload:
@@ -481,6 +493,12 @@ class FlowJournal:
         with self._database.write() as connection:
             connection.execute(sa.update(_flows).where(_flows.c.id == step.flow_id).values(selector=selector))
 
+    def tell(self, step: Step, entries: Iterable[tuple[str, str]]) -> None:
+        """Add entries to the flow's timeline: a name and a fact for operators each, never a secret."""
+        with self._database.write() as connection:
+            for name, detail in entries:
+                note(connection, step.flow_id, name, at=self._clock.now(), detail=detail)
+
     # --- ending ----------------------------------------------------------------------------------------
 
     def end(self, step: Step, failure: FlowFailure, *, state: FlowState = FlowState.FAILED) -> bool:
@@ -498,7 +516,7 @@ class FlowJournal:
                     code_sealed=None, code_expires_at=None, choices=None, updated_at=now, ended_at=now,
                 )
                 # The value itself: SQLite 3.40 answers `IS NOT NULL` wrongly here.
-                .returning(_flows.c.app_key, _flows.c.grant_sealed)
+                .returning(_flows.c.app_key, _flows.c.grant_sealed, _flows.c.trial)
             ).one_or_none()  # fmt: skip
             if ended is None:
                 return False
@@ -507,11 +525,14 @@ class FlowJournal:
             connection.execute(_FORGET_VERIFIERS, {"flow": step.flow_id})
             self._jobs.cancel(connection, "finish", step.flow_id)
             note(connection, step.flow_id, state.value, at=now, detail=failure.code)
+            # Operators' tests are counted nowhere, and no host hears of them.
+            what = "trial" if ended.trial else "flow"
             audit.record(
-                connection, at=now, actor_kind="end_user", actor=step.flow_ref, action=f"flow.{state.value}",
+                connection, at=now, actor_kind="end_user", actor=step.flow_ref, action=f"{what}.{state.value}",
                 target=step.flow_ref, detail={"failure": failure.code},
             )  # fmt: skip
-            events.flow_ended(connection, step.flow_id, at=now)
+            if not ended.trial:
+                events.flow_ended(connection, step.flow_id, at=now)
         write = log.error if failure.verdict is Verdict.CONFIGURATION else log.info
         write("flow.ended", flow=step.flow_ref, outcome=state.value, error=failure.code, detail=failure.detail)
         return True

@@ -89,6 +89,8 @@ class LinkRequest:
     # Whether the host has to confirm who came back before anything is exchanged.
     confirm: bool = False
     manage: bool = False
+    # Whether an operator tries an OAuth app out, so that nothing is connected.
+    trial: bool = False
 
 
 @dataclass(frozen=True)
@@ -184,6 +186,7 @@ class Links:
                     reconnects_id=None if reconnects is None else reconnects.id,
                     confirm=request.confirm,
                     manage=request.manage,
+                    trial=request.trial,
                     created_by=created_by,
                     created_at=now,
                     expires_at=expires_at,

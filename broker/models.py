@@ -159,6 +159,8 @@ class Link(Base):
     reconnects_id: Mapped[int | None] = mapped_column(BigId)
     # Whether the host has to confirm who came back before a code is exchanged.
     confirm: Mapped[bool] = mapped_column(default=False, server_default=sa.false())
+    # Whether an operator tries an OAuth app out with it, so that nothing is connected.
+    trial: Mapped[bool] = mapped_column(default=False, server_default=sa.false())
     # Whether the link opens the person's whole page rather than what it connected.
     manage: Mapped[bool] = mapped_column(default=False)
     # Who made it: an API key's public id, or "cli".
@@ -221,6 +223,8 @@ class Flow(Base):
     failure_detail: Mapped[str | None] = mapped_column(sa.String(500))
     # Whether the host has to confirm who came back, as the link said when the flow started.
     confirm: Mapped[bool] = mapped_column(default=False, server_default=sa.false())
+    # Whether it ends once it is known which account was reached, as the link said.
+    trial: Mapped[bool] = mapped_column(default=False, server_default=sa.false())
     # The provider's code, sealed for this row, and until when it is good; null unless held for confirmation.
     code_sealed: Mapped[bytes | None] = mapped_column(sa.LargeBinary)
     code_expires_at: Mapped[datetime | None] = mapped_column(UtcDateTime)

@@ -332,7 +332,7 @@ def _one_in(rows: sa.Table, of: int) -> tuple[int, list[sa.ColumnElement[bool]]]
 
 
 def _funnel(connection: Connection, since: datetime) -> Funnel:
-    """Follow the links made since then; links to a person's own page lead nowhere and are left out."""
+    """Follow the links made since then; links to a person's own page, and operators' tests, lead nowhere."""
     made = connection.execute(
         sa.select(sa.func.count()).select_from(_links).where(_links.c.created_at >= since)
     ).scalar_one()
@@ -353,10 +353,11 @@ def _funnel(connection: Connection, since: datetime) -> Funnel:
         .where(_uses.c.link_id == _links.c.id, _connections.c.id == _uses.c.connection_id)
         .where(_connections.c.imported_at.is_not(None))
     )
+    of_people = (_links.c.manage.is_(False), _links.c.trial.is_(False))
     steps = sa.select(
         _links.c.opened_at, _links.c.started_at, sa.case((sa.or_(used, back), 1), else_=0).label("back"),
         sa.case((used, 1), else_=0).label("used"), sa.case((arrived, 1), else_=0).label("arrived"),
-    ).where(_links.c.created_at >= since, _links.c.manage.is_(False), *sampled).subquery()  # fmt: skip
+    ).where(_links.c.created_at >= since, *of_people, *sampled).subquery()  # fmt: skip
     row = connection.execute(
         sa.select(
             sa.func.count(),

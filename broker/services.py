@@ -47,6 +47,7 @@ from broker.sessions import Sessions
 from broker.settings import Settings
 from broker.sign_ins import SignIns
 from broker.timeline import Timeline
+from broker.trials import Trials
 from broker.verification import Verifications
 from broker.webhook_endpoints import WebhookEndpoints
 from broker.workload import Workload
@@ -100,6 +101,7 @@ class Services:
     operator_sign_ins: SignIns | None
     self_service: SelfService
     timeline: Timeline
+    trials: Trials
     events: Events
     notifications: Notifications
     webhook_endpoints: WebhookEndpoints

@@ -37,7 +37,7 @@ NOT_FOR_PEOPLE = {
         "notifications.py",
         "operators.py",
     ),
-    *("reconciliation.py", "webhook_endpoints.py", "workload.py"),
+    *("reconciliation.py", "trials.py", "webhook_endpoints.py", "workload.py"),
 }
 """Modules whose errors only operators, hosts and command lines see."""
 WIDTH = 120

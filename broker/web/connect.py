@@ -99,6 +99,8 @@ def setup(app_key: str) -> BaseResponse:
 def flow(ref: str) -> BaseResponse:
     """Show how far an attempt has come."""
     page = services().flow_pages.page(ref, this_browser())
+    if page.trial:
+        return redirect(url_for("console.show_trial", ref=ref), 303)
     now = services().clock.now()
     view = describe(page, host=product_name(services().settings.branding), now=now)
     looks = request.args.get("n", 0, type=int)

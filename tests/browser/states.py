@@ -716,6 +716,28 @@ def ops_overview_tables(scene: Scene) -> None:
     expect(scene.page.get_by_role("link", name="Table as CSV").last).to_be_visible()
 
 
+@state("Set-up")
+def ops_set_up(scene: Scene) -> None:
+    scene.sign_in()
+    scene.go("/ops/providers")
+    expect(scene.page.get_by_role("heading", name="Addresses to register")).to_be_visible()
+
+
+@state("Test of Stripe")
+def ops_test(scene: Scene) -> None:
+    ops_set_up(scene)
+    scene.press("Test Stripe (stripe)")
+    expect(scene.page.get_by_text("A person would be connected now.")).to_be_visible()
+
+
+@state("Test of Stripe")
+def ops_test_failed(scene: Scene) -> None:
+    scene.answers("deny")
+    ops_set_up(scene)
+    scene.press("Test Stripe (stripe)")
+    expect(scene.page.get_by_role("alert")).to_contain_text("consent_denied")
+
+
 @state("Audit trail", primary="Apply filters")
 def ops_audit(scene: Scene) -> None:
     for _ in range(52):

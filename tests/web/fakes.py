@@ -203,6 +203,7 @@ class FakeFlowPages:
             ref=FLOW,
             app=self.app,
             renews=None,
+            trial=False,
             state=FlowState.DONE,
             hold=None,
             failure=None,

@@ -80,7 +80,12 @@ def console_rules(app: Flask) -> list[tuple[str, str, str]]:
         if rule.rule.startswith("/ops"):
             path = rule.rule.replace("<ref>", "AAAA-BBBB-CCCC").replace("<credential_id>", "crd_1")
             path = path.replace("<public_id>", "whe_x").replace("<event_id>", "evt_x")
-            path = path.replace("<int:job_id>", "1").replace("<key>", "attempts").replace("<int:record_id>", "1")
+            path = (
+                path.replace("<int:job_id>", "1")
+                .replace("<key>", "attempts")
+                .replace("<int:record_id>", "1")
+                .replace("<app_key>", "nope")
+            )
             found += [(method, path, rule.endpoint) for method in (rule.methods or set()) - {"HEAD", "OPTIONS"}]
     return found
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 from pathlib import Path
+from urllib.parse import parse_qs, urlsplit
 
 import pytest
 from flask import Flask
@@ -48,6 +49,29 @@ def test_a_viewer_sees_checks_addresses_and_matches(viewer: FlaskClient) -> None
     assert 'href="/ops/providers" aria-current="page"' in text
     assert "never_to_be_seen" not in text
     assert text.index("Failed") < text.index("Passed")
+
+
+def test_a_test_leads_to_the_provider_and_its_way_back_to_the_console(app: Flask, house: House) -> None:
+    client = signed_in(app, Operators(house.database, house.clock))
+    page = client.get("/ops/providers")
+    assert "Test Stripe (stripe-test)" in text_of(page)
+    assert "form-action 'self' https:" in page.headers["Content-Security-Policy"]
+    away = client.post("/ops/providers/stripe/test", data={"csrf_token": csrf_of(page)})
+    assert away.status_code == 303
+    address = urlsplit(away.headers["Location"])
+    assert address.netloc == "connect.stripe.com"
+    assert parse_qs(address.query)["redirect_uri"] == ["http://localhost:8000/oauth/stripe/callback"]
+
+    state = parse_qs(address.query)["state"][0]
+    back = client.get(f"/oauth/stripe/callback?error=access_denied&state={state}", follow_redirects=True)
+    assert re.fullmatch("/ops/tests/[0-9A-Z-]+", back.request.path)
+    for words in ("Test of Stripe (stripe)", "It did not work:</strong> consent_denied", "Nothing was received."):
+        assert words in text_of(back)
+    assert client.get("/ops/tests/NOPE").status_code == 404
+
+
+def test_a_viewer_is_offered_no_test(viewer: FlaskClient) -> None:
+    assert "/test" not in text_of(viewer.get("/ops/providers")).partition("<main")[2]
 
 
 def test_every_page_tells_of_an_outage_until_it_is_over(app: Flask, viewer: FlaskClient, house: House) -> None:

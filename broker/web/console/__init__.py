@@ -24,6 +24,7 @@ from broker.web.console import (
     providers,
     settings,
     sign_in,
+    trials,
     webhooks,
 )
 
@@ -62,6 +63,8 @@ blueprint.add_url_rule("/keys/<public_id>/revoke", view_func=keys.revoke_key, me
 blueprint.add_url_rule("/orphans", view_func=orphans.list_orphans, methods=["GET"])
 blueprint.add_url_rule("/orphans/<credential_id>/forget", view_func=orphans.forget_orphan, methods=["POST"])
 blueprint.add_url_rule("/providers", view_func=providers.show_providers, methods=["GET"])
+blueprint.add_url_rule("/providers/<app_key>/test", view_func=trials.begin_trial, methods=["POST"])
+blueprint.add_url_rule("/tests/<ref>", view_func=trials.show_trial, methods=["GET"])
 blueprint.add_url_rule("/audit", view_func=audit.show_audit, methods=["GET"])
 blueprint.add_url_rule("/audit/<int:record_id>", "show_audit_record", audit.show_record, methods=["GET"])
 blueprint.add_url_rule("/audit.csv", view_func=audit.export_audit, methods=["GET"])
@@ -108,6 +111,8 @@ ROLES: Mapping[str, Role] = MappingProxyType(
         "console.revoke_key": Role.ADMIN,
         "console.list_orphans": Role.VIEWER,
         "console.show_providers": Role.VIEWER,
+        "console.begin_trial": Role.OPERATOR,
+        "console.show_trial": Role.OPERATOR,
         "console.show_audit": Role.VIEWER,
         "console.show_audit_record": Role.VIEWER,
         "console.export_audit": Role.OPERATOR,

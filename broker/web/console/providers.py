@@ -11,6 +11,7 @@ from flask import render_template, request
 
 from broker.doctor import Seen, State, describe
 from broker.web import services
+from broker.web.security import allow_leaving
 
 
 @dataclass(frozen=True)
@@ -39,7 +40,9 @@ def show_providers() -> str:
     parts = urlsplit(request.host_url)
     seen = Seen(f"{parts.scheme}://{parts.netloc}", any(name in request.headers for name in _FORWARDED))
     report = services().doctor.examine(seen)
-    return render_template("console/providers.html", report=report, states=STATES)
+    # The Test button leads to a provider.
+    allow_leaving()
+    return render_template("console/providers.html", report=report, states=STATES, apps=list(services().apps))
 
 
 def outages() -> list[dict[str, str]]:
