@@ -688,7 +688,7 @@ def ops_link_revoke(scene: Scene) -> None:
     scene.link()
     scene.sign_in()
     scene.go("/ops/links")
-    scene.page.get_by_role("link", name=re.compile("^Revoke")).first.click()
+    scene.page.get_by_role("link", name=re.compile("^Revoke lnk_")).first.click()
     expect(scene.page.get_by_role("button", name="Revoke link")).to_be_visible()
 
 

@@ -17,12 +17,12 @@ from broker.web.cookies import remembering, this_browser
 
 PARTS: Mapping[Part, str] = MappingProxyType(
     {
-        Part.LEAVE: "Left for the provider",
-        Part.RETURN: "Came back to the callback address with an answer",
-        Part.EXCHANGE: "Code exchanged, so client id and secret are right",
-        Part.ACCOUNT: "Account read",
+        Part.LEAVE: "Leaving for the provider",
+        Part.RETURN: "Coming back to the callback address",
+        Part.EXCHANGE: "Exchanging the code, with client id and secret",
+        Part.ACCOUNT: "Reading the account",
         Part.IMPORT: "What would be imported",
-        Part.CLEAN_UP: "Cleared up",
+        Part.CLEAN_UP: "Clearing up",
     }
 )
 OUTCOMES: Mapping[Outcome, Words] = MappingProxyType(
