@@ -132,10 +132,16 @@ def _enqueue(insert: Any) -> Any:
 _ENQUEUE = {"sqlite": _enqueue(sqlite.insert), "postgresql": _enqueue(postgresql.insert)}
 
 
-def _due(kind: sa.ColumnElement[str], *, early: bool = False) -> tuple[sa.ColumnElement[bool], ...]:
+_OF_THESE = _jobs.c.kind.in_(sa.bindparam("kinds", expanding=True))
+# Work of every kind is taken from the front of the one line, through the index on `due_at`: a planner that may look for
+# the kinds finds all jobs of these kinds there ever were, and sorts them, each time. Wrapped, they are only compared.
+# Of some kinds, however many others wait in front of them, it is found through the index on (kind, due_at).
+_LOOKED_AT = sa.func.coalesce(_OF_THESE, sa.false())
+
+
+def _due(of_these: sa.ColumnElement[bool], *, early: bool = False) -> tuple[sa.ColumnElement[bool], ...]:
     """Return what makes a job of these `kinds` due by `now`; `early`, if it waits after a failure, at any time."""
     is_due = _jobs.c.due_at <= sa.bindparam("now")
-    of_these = kind.in_(sa.bindparam("kinds", expanding=True))
     if not early:
         return (is_due, of_these)
     # No failure waits longer than this, so that the index bounds the search.
@@ -159,15 +165,11 @@ def _any(*which: sa.ColumnElement[bool]) -> sa.Select[Any]:
     return sa.select(_jobs.c.id).where(*which).limit(sa.bindparam("most", type_=sa.Integer))
 
 
-# Work of every kind is taken from the front of the one line, through the index on `due_at`: a planner that may look for
-# the kinds finds all jobs of these kinds there ever were, and sorts them, each time. Adding nothing keeps it from that.
-# Of some kinds, however many others wait in front of them, it is found through the index on (kind, due_at).
-_WHATEVER_KIND = _jobs.c.kind.concat("")
-_FIRST, _FIRST_EARLY = _first(*_due(_WHATEVER_KIND)), _first(*_due(_WHATEVER_KIND, early=True))
-_FIRST_OF_SOME = _first(*_due(_jobs.c.kind))
-_FIRST_FRESH = _first(*_due(_jobs.c.kind), _jobs.c.due_at > sa.bindparam("since"))
-_ANY, _ANY_OF_SOME = _any(*_due(_WHATEVER_KIND)), _any(*_due(_jobs.c.kind))
-_ANY_EARLY = _any(*_due(_WHATEVER_KIND, early=True))
+_FIRST, _FIRST_EARLY = _first(*_due(_LOOKED_AT)), _first(*_due(_LOOKED_AT, early=True))
+_FIRST_OF_SOME = _first(*_due(_OF_THESE))
+_FIRST_FRESH = _first(*_due(_OF_THESE), _jobs.c.due_at > sa.bindparam("since"))
+_ANY, _ANY_OF_SOME = _any(*_due(_LOOKED_AT)), _any(*_due(_OF_THESE))
+_ANY_EARLY = _any(*_due(_LOOKED_AT, early=True))
 
 
 @dataclass(frozen=True)

@@ -328,11 +328,11 @@ def _changed(
         sa.update(_connections)
         .where(_connections.c.id == row.id, _connections.c.token_version == row.token_version, which)
         .values(updated_at=now, **values)
-        .returning(_connections.c.id)
-    )
-    if changed.one_or_none() is None:
+        .returning(_connections)
+    ).one_or_none()
+    if changed is None:
         return False
-    events.changed(connection, row.id, at=now)
+    events.changed_row(connection, changed, row.external_id, at=now)
     return True
 
 

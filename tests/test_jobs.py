@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import re
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from datetime import timedelta
 from typing import Any
 
@@ -558,3 +559,43 @@ def test_operators_see_parked_jobs_first_then_by_when_they_are_due(bench: Bench)
     order = [bench.row(subject).id for subject in (2, 3, 1, 4)]
     assert [view.id for view in bench.jobs.unfinished()] == order
     assert [view.id for view in bench.jobs.unfinished(most=2)] == order[:2]
+
+
+# --- a long line ----------------------------------------------------------------------------------------
+
+
+def test_however_long_the_line_its_front_is_found_without_sorting_it(bench: Bench) -> None:
+    now = bench.clock.now()
+    same = {"state": JobState.WAITING, "fence": 0, "generation": 0, "failures": 0, "created_at": now, "updated_at": now}
+    for kind, count, since in (("import", 5_000, 3600), ("verify", 2_000, 30)):
+        due_at = now - timedelta(seconds=since)
+        with bench.database.write() as connection:
+            connection.execute(
+                sa.insert(Job), [{"kind": kind, "subject_id": n, "due_at": due_at} | same for n in range(count)]
+            )
+    assert plans(bench, lambda: bench.jobs.lease(["import", "verify", "finish"], most=8)) == {
+        "ix_jobs_due", "ix_jobs_kind_due",
+    }  # fmt: skip
+    # Whoever takes other kinds passes by those that wait for Sequin.
+    assert plans(bench, lambda: bench.jobs.lease(["notify"], most=1)) == {"ix_jobs_kind_due"}
+
+
+def plans(bench: Bench, work: Callable[[], object]) -> set[str]:
+    """Return the indexes through which the jobs are found that `work` looks for."""
+    asked: list[tuple[str, Any]] = []
+
+    def note(_connection: Any, _cursor: Any, statement: str, parameters: Any, *_: Any) -> None:
+        if "jobs.due_at <=" in statement:
+            asked.append((statement, parameters))
+
+    sa.event.listen(bench.database.engine, "before_cursor_execute", note)
+    try:
+        work()
+    finally:
+        sa.event.remove(bench.database.engine, "before_cursor_execute", note)
+    explain = "EXPLAIN QUERY PLAN " if bench.database.is_sqlite else "EXPLAIN "
+    with bench.database.read() as connection:
+        lines = [
+            str(row) for each in asked for row in connection.exec_driver_sql(explain + each[0], each[1])
+        ]  # fmt: skip
+    return {name for line in lines for name in re.findall(r"\b(?:ix|uq|sqlite_autoindex)_jobs\w*", line)}
