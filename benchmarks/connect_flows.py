@@ -141,8 +141,8 @@ def _by_script(world: World, size: int) -> tuple[float, float]:
 def bare(size: int) -> None:
     """Do with drivers and requests alone what a flow sends and commits, and print the CPU time it took."""
     connect = driver(os.environ["DATABASE_URL"])
-    ((person,),) = connect()(PERSON, ("SELECT max(id) FROM end_users", ()))
-    ((link,),) = connect()((LINK, (person,)), ("SELECT max(id) FROM links", ()))
+    ((person,),) = connect()((PERSON, (NOW,)), ("SELECT max(id) FROM end_users", ()))
+    ((link,),) = connect()((LINK, (person, NOW, NOW)), ("SELECT max(id) FROM links", ()))
     codes = enumerate([_code() for _ in range(size)])
     lock = threading.Lock()
     threads = [
@@ -264,10 +264,10 @@ def _hand_over(
     )
 
 
-PERSON = f"INSERT INTO end_users (external_id, created_at) VALUES ('bare', '{NOW}')"
+PERSON = "INSERT INTO end_users (external_id, created_at) VALUES ('bare', ?)"
 LINK = (
     "INSERT INTO links (public_id, token_hash, end_user_id, host_metadata, manage, created_by, created_at, expires_at) "
-    f"VALUES ('lnk_bare', 'bare', ?, '{{}}', false, 'cli', '{NOW}', '{NOW}')"
+    "VALUES ('lnk_bare', 'bare', ?, '{}', false, 'cli', ?, ?)"
 )
 FLOW = (
     "INSERT INTO flows (ref, link_id, end_user_id, app_key, browser_hash, state, created_at, updated_at, expires_at) "
