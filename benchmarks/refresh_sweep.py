@@ -136,8 +136,8 @@ def _plant(world: World, answers: list[dict[str, Any]]) -> None:
         ).scalars()
         now = datetime.now(UTC)
         job = {
-            "kind": "refresh", "state": JobState.WAITING, "due_at": now + timedelta(days=1), "fence": 0, "generation": 0, "failures": 0,
-            "created_at": now, "updated_at": now,
+            "kind": "refresh", "state": JobState.WAITING, "due_at": now + timedelta(days=1), "fence": 0,
+            "generation": 0, "failures": 0, "created_at": now, "updated_at": now,
         }  # fmt: skip
         connection.execute(sa.insert(table(Job)), [job | {"subject_id": each} for each in keys])
 

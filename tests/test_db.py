@@ -217,7 +217,8 @@ def test_a_writer_takes_the_embedded_databases_lock_at_once_and_a_reader_never(d
     if not database.is_sqlite:
         pytest.skip("PostgreSQL locks rows")
     begun: list[str] = []
-    sa.event.listen(database.engine, "before_cursor_execute", lambda *args: begun.append(args[2]))
+    # What the driver runs: the transaction's beginning goes to it directly.
+    sa.event.listen(database.engine, "connect", lambda opened, _: opened.set_trace_callback(begun.append))
     with database.write():
         pass
     with database.read() as connection:
