@@ -22,6 +22,7 @@ from broker.attach import AccountEnding, afresh, claim_account, require_settled,
 from broker.circuits import Circuits, app_circuit
 from broker.clock import Clock
 from broker.connected import connected_row
+from broker.connection_metadata import index_metadata
 from broker.db import Database, DatabaseUnavailable, table
 from broker.errors import AccountSuspended, AccountTaken, AppUnknown, BrokerError
 from broker.events import EventType
@@ -108,6 +109,7 @@ def _save(connection: Connection, what: Asked, flow: Row[Any], jobs: Jobs, now: 
     if existing is not None:
         jobs.enqueue(connection, "approval", existing.id)
         connection.execute(sa.update(_connections).where(_connections.c.id == existing.id).values(**values))
+        index_metadata(connection, existing.id, metadata)
         return existing.id, existing.ref
     ref = new_ref()
     created = connection.execute(
@@ -118,6 +120,7 @@ def _save(connection: Connection, what: Asked, flow: Row[Any], jobs: Jobs, now: 
         )
         .returning(_connections.c.id)
     ).scalar_one()  # fmt: skip
+    index_metadata(connection, created, metadata, is_new=True)
     jobs.enqueue(connection, "approval", created)
     return created, ref
 

@@ -13,6 +13,7 @@ from sqlalchemy.engine import Connection, Row
 
 from broker import audit, events
 from broker.apps import OfferedApp
+from broker.connection_metadata import index_metadata
 from broker.db import table
 from broker.errors import AccountDisconnected, AccountTaken, BrokerError, LinkSpent, Verdict
 from broker.events import EventType
@@ -243,6 +244,7 @@ def _save(
         if revived is not None:
             # The credential is made anew, and has no metadata.
             values["metadata_digest"] = None
+        index_metadata(connection, existing.id, metadata)
         return connection.execute(_RENEW, {"key": existing.id, **values}).one()
     created = connection.execute(
         _ADD,
@@ -251,6 +253,7 @@ def _save(
             "mode": account.mode, "created_at": now, **values,
         },
     ).one()  # fmt: skip
+    index_metadata(connection, created.id, metadata, is_new=True)
     jobs.enqueue(connection, "import", created.id)
     _refresh_in_time(connection, created.id, what, jobs=jobs, now=now)
     return created

@@ -13,7 +13,7 @@ from sqlalchemy.engine import Connection
 from broker import audit
 from broker.audit import Actor
 from broker.clock import Clock
-from broker.connections import CursorUnknown
+from broker.connection_search import CursorUnknown
 from broker.db import Database, table
 from broker.errors import Refused
 from broker.models import AuditRecord, AuditSeal

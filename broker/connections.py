@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
-from datetime import UTC, datetime, timedelta
-from enum import StrEnum
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime, timedelta
 from types import MappingProxyType
 from typing import Any
 
@@ -17,13 +16,13 @@ from broker.apps import AppCatalogue
 from broker.audit import Actor
 from broker.clock import Clock
 from broker.connected import account_of
+from broker.connection_search import ConnectionFilters, Count, Order, Place, Search, cursor_of
 from broker.contract import MOST_ON_A_PAGE
 from broker.db import Database
 from broker.errors import AppUnknown, BrokerError, Refused, by_code
 from broker.jobs import Jobs
 from broker.models import CleanUp, ConnectedAccount, EndUser, ImportState, Job, LinkUse
-from broker.references import ALPHABET
-from broker.status import NOT_APPROVED, NOTES, TROUBLES, Status, status_expression, status_of
+from broker.status import NOT_APPROVED, NOTES, TROUBLES, Status, status_of
 from broker.steps import Step, steps_of
 from broker.text import storable, translatable
 
@@ -32,21 +31,8 @@ ENDED_SHOWN_FOR = timedelta(days=30)
 ENDING_SOON = timedelta(days=14)
 """How long before a refresh token’s own end people are warned."""
 MOST_OF_ONE_PERSON = 500
-MOST_COUNTED = 1_000
-"""How many rows are counted at most: the rest is "more than"."""
 MOST_EXPORTED = 50_000
 EXPORTED_AT_ONCE = 500
-LEAST_TYPED = 3
-"""From so many characters on, the beginning of a name or an e-mail is enough; fewer must be all of it."""
-MOST_NAMED = 1_000
-"""Up to so many rows that a search names are looked up first; more are met soon enough by walking the list."""
-
-_LOOK_ALIKES = str.maketrans({"O": "0", "I": "1", "L": "1", "-": None, " ": None})
-
-_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
-LONGEST_MOMENT = 17
-"""Digits of a time in microseconds: enough until the year 5138, and never more than a date can hold."""
-
 _Query = sa.Select[*tuple[Any, ...]]
 _Row = Row[*tuple[Any, ...]]
 
@@ -78,15 +64,6 @@ class TokenErased(Refused):
     heading = "The token is no longer here"
     advice = "It was erased once it had arrived. Connect the account again instead."
     cure = "Send the person a new connect link."
-
-
-class CursorUnknown(Refused):
-    """The page asked for does not follow any known row."""
-
-    code = "cursor_unknown"
-    status = 404
-    heading = "The list has changed"
-    advice = "Start from the first page."
 
 
 @dataclass(frozen=True)
@@ -299,34 +276,6 @@ _OPERATOR_NOTES: Mapping[Status, str] = MappingProxyType(
 
 
 @dataclass(frozen=True)
-class ConnectionFilters:
-    """What a list is narrowed to; None and empty leave a field alone."""
-
-    end_user: str | None = None
-    provider: str | None = None
-    app: str | None = None
-    kind: str | None = None
-    status: Status | None = None
-    account: str | None = None
-    mode: str | None = None
-    metadata: Mapping[str, str] = field(default_factory=lambda: MappingProxyType({}))
-    # Exactly a reference, an account id, a Sequin credential id or an end user id, or how an account's name or an end
-    # user's e-mail begins.
-    search: str | None = None
-    # When the current grant was committed: from the first on, and before the second.
-    connected_from: datetime | None = None
-    connected_before: datetime | None = None
-
-
-class Order(StrEnum):
-    """How a list is sorted."""
-
-    NEWEST = "newest"
-    OLDEST = "oldest"
-    CHANGED = "changed"
-
-
-@dataclass(frozen=True)
 class ConnectionPage:
     """Some connections in the order asked for, and where to go on and back; None at the end and at the beginning."""
 
@@ -361,30 +310,24 @@ class Connections:
         came_from = before if cursor is None else cursor
         back = cursor is None and before is not None
         with self._database.read() as connection:
-            wanted = self._wanted(connection, filters)
-            if came_from is not None:
-                wanted.append(_beyond(connection, came_from, order, back=back))
-            query = _viewed().where(*wanted).order_by(*_sorting(order, back=back)).limit(limit + 1)
-            rows = connection.execute(query).all()
-        more, rows = len(rows) > limit, rows[:limit]
-        if back:
-            rows = rows[::-1]
-        if not rows:
+            search = Search(connection, filters, self._clock.now(), order)
+            found = search.places(limit + 1, beyond=search.place_of(came_from), back=back)
+            more, found = len(found) > limit, found[:limit]
+            views = self._views(connection, found[::-1] if back else found)
+        if not views:
             return ConnectionPage((), None)
-        first, last = _cursor(rows[0], order), _cursor(rows[-1], order)
         goes_on, goes_back = (True, more) if back else (more, came_from is not None)
-        return ConnectionPage(tuple(map(self._view, rows)), last if goes_on else None, first if goes_back else None)
+        (first, at), (last, until) = views[0], views[-1]
+        return ConnectionPage(
+            tuple(view for view, _ in views),
+            cursor_of(last.ref, until) if goes_on else None,
+            cursor_of(first.ref, at) if goes_back else None,
+        )
 
-    def count(self, filters: ConnectionFilters) -> int:
-        """Return how many connections match, MOST_COUNTED + 1 for more than that."""
+    def count(self, filters: ConnectionFilters) -> Count:
+        """Return how many connections match, as far as it is told by looking at MOST_COUNTED of them."""
         with self._database.read() as connection:
-            some = (
-                sa.select(ConnectedAccount.id)
-                .join(EndUser, EndUser.id == ConnectedAccount.end_user_id)
-                .where(*self._wanted(connection, filters))
-                .limit(MOST_COUNTED + 1)
-            )
-            return connection.execute(sa.select(sa.func.count()).select_from(some.subquery())).scalar_one()
+            return Search(connection, filters, self._clock.now(), Order.NEWEST).count()
 
     def export(
         self, filters: ConnectionFilters, *, order: Order = Order.NEWEST, actor: Actor
@@ -413,21 +356,19 @@ class Connections:
         while left > 0:
             most = min(left, EXPORTED_AT_ONCE)
             with self._database.read() as connection:
-                wanted = self._wanted(connection, filters)
-                if last is not None:
-                    wanted.append(_after(last.id, last.updated_at, order, back=False))
-                query = _viewed().where(*wanted).order_by(*_sorting(order, back=False)).limit(most)
-                rows = connection.execute(query).all()
-            if rows:
-                yield tuple(map(self._view, rows))
-                last = rows[-1]
-            left = left - len(rows) if len(rows) == most else 0
+                found = Search(connection, filters, self._clock.now(), order).places(most, beyond=last)
+                views = self._views(connection, found)
+            if views:
+                yield tuple(view for view, _ in views)
+            if found:
+                last = found[-1]
+            left = left - len(found) if len(found) == most else 0
 
-    def _wanted(self, connection: Connection, filters: ConnectionFilters) -> list[sa.ColumnElement[bool]]:
-        wanted = _matching(filters, self._clock.now(), connection.dialect.name)
-        if filters.search is not None and storable(filters.search):
-            wanted.append(_named(connection, filters.search))
-        return wanted
+    def _views(self, connection: Connection, places: Sequence[Place]) -> list[tuple[ConnectionView, Place]]:
+        """Return what stands at these places of a list, in their order; found first, so that no join is made twice."""
+        keys = [place.id for place in places]
+        found = {row.id: row for row in connection.execute(_viewed().where(ConnectedAccount.id.in_(keys)))}
+        return [(self._view(found[place.id]), place) for place in places if place.id in found]
 
     def find(self, ref: str) -> ConnectionView:
         """Return the connection with this reference. Raises ConnectionUnknown."""
@@ -686,135 +627,6 @@ def _work_on_what_ended(job: type[Job], kind: str) -> sa.ColumnElement[bool]:
     # For live rows, nearly all, the database need not look.
     ended = ConnectedAccount.disconnected_at.is_not(None)
     return sa.and_(ended, job.kind == kind, job.subject_id == ConnectedAccount.id)
-
-
-def _matching(filters: ConnectionFilters, now: datetime, dialect: str) -> list[sa.ColumnElement[bool]]:
-    fields = [filters.end_user, filters.provider, filters.app, filters.kind, filters.account, filters.mode]
-    texts = [*fields, filters.search, *filters.metadata, *filters.metadata.values()]
-    if not all(storable(text) for text in texts if text is not None):
-        # No row can hold such text, so nothing matches it.
-        return [sa.false()]
-    row = ConnectedAccount
-    exact = (
-        (row.provider, filters.provider),
-        (row.app_key, filters.app),
-        (row.kind, filters.kind),
-        (row.account_id, filters.account),
-        (row.mode, filters.mode),
-    )
-    found: list[sa.ColumnElement[bool]] = [column == value for column, value in exact if value is not None]
-    if filters.end_user is not None:
-        # Looked up first, so that the person's own rows are found through their index.
-        person = sa.select(EndUser.id).where(EndUser.external_id == filters.end_user).scalar_subquery()
-        found.append(row.end_user_id == person)
-    if filters.status is not None:
-        found.append(status_expression(now) == filters.status.value)
-    if filters.connected_from is not None:
-        found.append(row.connected_at >= filters.connected_from)
-    if filters.connected_before is not None:
-        found.append(row.connected_at < filters.connected_before)
-    return found + [_metadata_is(key, value, dialect) for key, value in filters.metadata.items()]
-
-
-def _named(connection: Connection, text: str) -> sa.ColumnElement[bool]:
-    """Return what holds for the rows that `text` names.
-
-    Few are found through the indexes. Many would take long to gather and sort; walking the list meets them soon.
-    """
-    row, person, dialect = ConnectedAccount, EndUser, connection.dialect.name
-    ways = (
-        row.ref == _as_ref(text),
-        row.account_id == text,
-        row.credential_id == text,
-        person.external_id == text,
-        _begins(row.account_name, text, dialect),
-        _begins(person.email, text, dialect),
-    )
-    # Each way by itself, so that it can use its own index; none gathers more than it takes to tell that it is too many.
-    few = [
-        sa.select(row.id).join(person, person.id == row.end_user_id).where(way).limit(MOST_NAMED + 1).subquery()
-        for way in ways
-    ]
-    some = set(connection.execute(sa.union_all(*(sa.select(one.c.id) for one in few))).scalars())
-    return row.id.in_(some) if len(some) <= MOST_NAMED else sa.or_(*ways)
-
-
-def _begins(column: Any, text: str, dialect: str) -> sa.ColumnElement[bool]:
-    """Tell whether a text begins so, whatever the case; in the words of the index that finds it."""
-    start: sa.ColumnElement[str] = sa.literal(text, sa.Text())
-    if dialect == "sqlite":
-        column = column.collate("NOCASE")
-    else:
-        column, start = sa.func.lower(column).collate("C"), sa.func.lower(start)
-    if len(text) < LEAST_TYPED:
-        return column == start  # type: ignore[no-any-return]
-    # A range: LIKE would read % and _ as its own.
-    return sa.and_(column >= start, column < start + sa.literal("\U0010ffff", sa.Text()))
-
-
-def _sorting(order: Order, *, back: bool) -> tuple[sa.ColumnElement[Any], ...]:
-    columns: tuple[Any, ...] = (ConnectedAccount.id,)
-    if order is Order.CHANGED:
-        columns = (ConnectedAccount.updated_at, ConnectedAccount.id)
-    falls = (order is not Order.OLDEST) != back
-    return tuple(column.desc() if falls else column.asc() for column in columns)
-
-
-def _after(key: int, changed: datetime, order: Order, *, back: bool) -> sa.ColumnElement[bool]:
-    """Return what holds for the rows behind a place in the list, or before it for `back`."""
-    row = ConnectedAccount
-    if order is Order.CHANGED:
-        at = sa.tuple_(sa.literal(changed, row.updated_at.type), sa.literal(key, row.id.type))
-        where = sa.tuple_(row.updated_at, row.id)
-        return where > at if back else where < at
-    return row.id < key if (order is Order.NEWEST) != back else row.id > key
-
-
-def _cursor(row: _Row, order: Order) -> str:
-    """Return the name of a row's place. It holds the time too where that is sorted by, because it may move."""
-    if order is not Order.CHANGED:
-        return str(row.ref)
-    return f"{row.ref}.{(row.updated_at - _EPOCH) // timedelta(microseconds=1)}"
-
-
-def _beyond(connection: Connection, cursor: str, order: Order, *, back: bool) -> sa.ColumnElement[bool]:
-    ref, dot, moment = cursor.partition(".")
-    is_moment = moment.isascii() and moment.isdecimal() and len(moment) <= LONGEST_MOMENT
-    if bool(dot) != is_moment or is_moment != (order is Order.CHANGED):
-        raise CursorUnknown
-    changed = _EPOCH + timedelta(microseconds=int(moment or 0))
-    return _after(_key_of(connection, ref), changed, order, back=back)
-
-
-def _as_ref(text: str) -> str:
-    """Return what somebody typed in the form references have: capitals in groups of four, look-alikes mended."""
-    letters = text.upper().removeprefix("REF ").translate(_LOOK_ALIKES)
-    if len(letters) != 12 or not set(letters) <= set(ALPHABET):
-        return text
-    return "-".join(letters[start : start + 4] for start in (0, 4, 8))
-
-
-def _metadata_is(key: str, value: str, dialect: str) -> sa.ColumnElement[bool]:
-    """Compare one metadata value as text: `true`, `7` and `seven` are all written as JSON shows them, unquoted."""
-    if dialect != "sqlite":
-        member_text = ConnectedAccount.host_metadata.op("->>", return_type=sa.Text())
-        return member_text(sa.literal(key, sa.Text())) == value
-    # By key and not by path: a path would read quotes and dots in a key as its own.
-    member = sa.func.json_each(ConnectedAccount.host_metadata).table_valued("key", "value", "type")
-    logical = member.c.type.in_(["true", "false"])
-    shown = sa.case((logical, member.c.type), else_=sa.cast(member.c.value, sa.Text))
-    return sa.exists(sa.select(sa.literal(1)).select_from(member).where(member.c.key == key, shown == value))
-
-
-def _key_of(connection: Connection, ref: str) -> int:
-    found = None
-    if storable(ref):
-        found = connection.execute(
-            sa.select(ConnectedAccount.id).where(ConnectedAccount.ref == ref)
-        ).scalar_one_or_none()
-    if found is None:
-        raise CursorUnknown
-    return found
 
 
 def _standing(connection: Connection, ref: str) -> _Row:

@@ -24,6 +24,7 @@ from broker.jobs import Done, Jobs, Later, LeasedJob, Outcome
 from broker.journal import FlowJournal, Step
 from broker.models import (
     BrowserSession,
+    BulkItem,
     Claim,
     CleanUp,
     ConnectedAccount,
@@ -35,6 +36,7 @@ from broker.models import (
     Job,
     Link,
     LinkUse,
+    MetadataMember,
     SendState,
     WebhookAttempt,
     WebhookDelivery,
@@ -61,8 +63,10 @@ _events = table(FlowEvent)
 _flows = table(Flow)
 _happenings = table(Event)
 _hops = table(Hop)
+_items = table(BulkItem)
 _jobs = table(Job)
 _links = table(Link)
+_members = table(MetadataMember)
 _people = table(EndUser)
 _sessions = table(BrowserSession)
 _uses = table(LinkUse)
@@ -221,6 +225,8 @@ class Erasures:
         connection.execute(sa.delete(_sessions).where(_sessions.c.end_user_id == key))
         connection.execute(sa.delete(_links).where(_links.c.end_user_id == key))
         connection.execute(sa.delete(_claims).where(_claims.c.end_user_id == key))
+        for hanging in (_members, _items):
+            connection.execute(sa.delete(hanging).where(hanging.c.connection_id.in_(owned)))
         connection.execute(sa.delete(_connections).where(_connections.c.end_user_id == key))
         connection.execute(sa.delete(_people).where(_people.c.id == key))
         audit.record(

@@ -15,7 +15,7 @@ from typing import Any
 import sqlalchemy as sa
 from sqlalchemy.engine import Connection, Row
 
-from broker.connections import CursorUnknown
+from broker.connection_search import CursorUnknown
 from broker.db import Database, table
 from broker.models import ConnectedAccount, EndUser, Event, Flow, Link
 from broker.references import new_id

@@ -87,6 +87,23 @@ class SendState(StrEnum):
     PARKED = "parked"
 
 
+class BulkAction(StrEnum):
+    """What can be done to many connections at once."""
+
+    CHECK = "check"
+    IMPORT = "import"
+    DISCONNECT = "disconnect"
+
+
+class BulkOutcome(StrEnum):
+    """What came of one connection of a bulk run."""
+
+    DONE = "done"
+    # There was nothing to do, or it could not be asked for.
+    SKIPPED = "skipped"
+    FAILED = "failed"
+
+
 class Role(StrEnum):
     """What an operator may do; each includes the one before."""
 
@@ -304,10 +321,23 @@ class ConnectedAccount(Base):
     """A connection: an end user's connected provider account."""
 
     __tablename__ = "connections"
-    # How names and e-mails begin is found by indexes that stand in the migration alone: each database has its own kind.
+    # How names and e-mails begin, and the status, are found by indexes over expressions, which stand in the migrations
+    # alone: each database has its own kind.
     __table_args__ = (
         sa.UniqueConstraint("end_user_id", "app_key", "account_id", "mode"),
         sa.Index("ix_connections_updated_at_id", "updated_at", "id"),
+        sa.Index("ix_connections_connected_at_id", "connected_at", "id"),
+        # What lists are narrowed to, each in the order of the list.
+        sa.Index("ix_connections_app_key_id", "app_key", "id"),
+        sa.Index("ix_connections_provider_id", "provider", "id"),
+        sa.Index("ix_connections_kind_id", "kind", "id"),
+        sa.Index("ix_connections_mode_id", "mode", "id"),
+        sa.Index(
+            "ix_connections_passed",
+            "checked_at",
+            sqlite_where=sa.text("health = 'ok'"),
+            postgresql_where=sa.text("health = 'ok'"),
+        ),
     )
 
     id: Mapped[int] = mapped_column(BigId, primary_key=True)
@@ -389,6 +419,54 @@ class ConnectedAccount(Base):
     connected_at: Mapped[datetime] = mapped_column(UtcDateTime)
     created_at: Mapped[datetime] = mapped_column(UtcDateTime)
     updated_at: Mapped[datetime] = mapped_column(UtcDateTime)
+
+
+class MetadataMember(Base):
+    """One member of a connection's metadata, by which lists are narrowed; written with `host_metadata`."""
+
+    __tablename__ = "connection_metadata"
+    __table_args__ = (sa.Index("ix_connection_metadata_key_value", "key", "value", "connection_id"),)
+
+    connection_id: Mapped[int] = mapped_column(sa.ForeignKey("connections.id"), primary_key=True)
+    key: Mapped[str] = mapped_column(sa.String(64), primary_key=True)
+    # As text: `true`, `7` and `seven` as JSON shows them, unquoted.
+    value: Mapped[str] = mapped_column(sa.String(500))
+
+
+class BulkRun(Base):
+    """One thing that an operator asked to be done to many connections."""
+
+    __tablename__ = "bulk_runs"
+
+    id: Mapped[int] = mapped_column(BigId, primary_key=True)
+    ref: Mapped[str] = mapped_column(Ref, unique=True)
+    # One of BulkAction.
+    action: Mapped[str] = mapped_column(sa.String(16))
+    # The operator's e-mail.
+    actor: Mapped[str] = mapped_column(sa.String(320))
+    # The query of the list that was narrowed so; empty where rows were picked one by one.
+    query: Mapped[dict[str, str]] = mapped_column(Json)
+    # How many connections it began with; some may have been forgotten since.
+    total: Mapped[int] = mapped_column()
+    created_at: Mapped[datetime] = mapped_column(UtcDateTime)
+    # When somebody asked for it to be stopped, and who; null unless they did.
+    stopped_at: Mapped[datetime | None] = mapped_column(UtcDateTime)
+    stopped_by: Mapped[str | None] = mapped_column(sa.String(320))
+    # Null while something is still to be done.
+    ended_at: Mapped[datetime | None] = mapped_column(UtcDateTime)
+
+
+class BulkItem(Base):
+    """One connection of a bulk run, and what came of it."""
+
+    __tablename__ = "bulk_items"
+
+    run_id: Mapped[int] = mapped_column(sa.ForeignKey("bulk_runs.id"), primary_key=True)
+    connection_id: Mapped[int] = mapped_column(sa.ForeignKey("connections.id"), primary_key=True, index=True)
+    # One of BulkOutcome; null until its turn has come.
+    outcome: Mapped[str | None] = mapped_column(sa.String(8))
+    # Stable code of why it was skipped or failed; null otherwise.
+    reason: Mapped[str | None] = mapped_column(sa.String(64))
 
 
 class Job(Base):

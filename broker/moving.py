@@ -29,6 +29,7 @@ from broker.apps import AppCatalogue, OfferedApp
 from broker.attach import grant_binding
 from broker.audit import COMMAND_LINE
 from broker.clock import Clock
+from broker.connection_metadata import index_new
 from broker.connections import ConnectionUnknown
 from broker.contract import LONGEST_EMAIL, LONGEST_ID, LONGEST_NAME, REF
 from broker.db import Database, table
@@ -365,6 +366,7 @@ class Moving:
         rows = [_row(arrival, here.people[arrival.moved.end_user.id], now) for arrival in new]
         keys = {row.ref: row.id for row in connection.execute(_ADD_CONNECTIONS, rows)}
         lines = [arrival.moved for arrival in new]
+        index_new(connection, {keys[line.ref]: line.metadata for line in lines})
         at_once = {keys[line.ref]: timedelta(0) for line in lines if line.sequin is None}
         self._jobs.enqueue_all(connection, "import", at_once)
         later = {keys[line.ref]: _spread(line.ref) for line in lines if line.sequin is not None}

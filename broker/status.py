@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from types import MappingProxyType
-from typing import Protocol
+from typing import Any, Protocol
 
 import sqlalchemy as sa
 
@@ -22,10 +22,12 @@ __all__ = [
     "FRESH_FOR",
     "NOTES",
     "NOT_APPROVED",
+    "STANDING",
     "TROUBLES",
     "Status",
     "StatusFacts",
     "Trouble",
+    "has_status",
     "status_expression",
     "status_of",
 ]
@@ -158,3 +160,32 @@ def status_expression(now: datetime) -> sa.Case[str]:
         (sa.and_(row.health == "ok", row.checked_at >= now - FRESH_FOR), Status.OK.value),
         else_=Status.UNKNOWN.value,
     )
+
+
+STANDING: Any = sa.literal_column(
+    "CASE WHEN disconnected_at IS NOT NULL THEN 'disconnected' "
+    "WHEN revoked_at IS NOT NULL THEN 'revoked' "
+    "WHEN interrupted_at IS NOT NULL THEN 'interrupted' "
+    "WHEN health = 'error' THEN 'error' "
+    "WHEN import_state IN ('parked', 'held') THEN 'import_failed' "
+    "WHEN account_id IS NULL THEN 'awaiting_approval' "
+    "WHEN import_state = 'pending' THEN 'pending' "
+    "WHEN health = 'ok' THEN 'ok' ELSE 'unknown' END",
+    sa.Text(),
+)
+"""A connection's status as it would be if a passed check held for ever, in the very words of the index over it."""
+
+
+def has_status(
+    status: Status, row: Mapping[str, Any], now: datetime, *, standing: Any = STANDING
+) -> sa.ColumnElement[bool]:
+    """Tell in SQL whether rows have a status at a time, so that the index over STANDING finds them.
+
+    `row` has the column `checked_at`; the columns of STANDING are those of the only table that has such.
+    """
+    stale = sa.or_(row["checked_at"].is_(None), row["checked_at"] < now - FRESH_FOR)
+    if status is Status.OK:
+        return sa.and_(standing == Status.OK.value, row["checked_at"] >= now - FRESH_FOR)
+    if status is Status.UNKNOWN:
+        return sa.or_(standing == Status.UNKNOWN.value, sa.and_(standing == Status.OK.value, stale))
+    return standing == status.value  # type: ignore[no-any-return]

@@ -15,7 +15,7 @@ from sqlalchemy.engine import Connection, Row
 from broker import audit
 from broker.audit import Actor
 from broker.clock import Clock
-from broker.connections import CursorUnknown
+from broker.connection_search import CursorUnknown
 from broker.db import Database, table
 from broker.errors import AddressRefused, NetworkError, Refused
 from broker.events import TEST, EventType, add_test

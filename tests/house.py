@@ -14,6 +14,7 @@ import sqlalchemy as sa
 
 from broker.apps import AppCatalogue
 from broker.clock import ManualClock
+from broker.connection_metadata import index_metadata
 from broker.connections import Connections
 from broker.db import Base, Database, engine_options, prepare
 from broker.jobs import Jobs
@@ -132,8 +133,11 @@ class House:
             "created_at": now,
             "updated_at": now,
         }
-        self.insert(ConnectedAccount, **(values | changes))
-        return str((values | changes)["ref"])
+        told = values | changes
+        key = self.insert(ConnectedAccount, **told)
+        with self.database.write() as connection:
+            index_metadata(connection, key, told["host_metadata"], is_new=True)
+        return str(told["ref"])
 
     def key_of(self, ref: str) -> int:
         """Return a connection's key."""

@@ -9,7 +9,8 @@ import pytest
 
 from broker import approvals
 from broker.audit import Actor
-from broker.connections import ConnectionEnded, ConnectionFilters
+from broker.connection_search import ConnectionFilters
+from broker.connections import ConnectionEnded
 from broker.jobs import Done, Hold, Later, Outcome
 from broker.models import Claim, ConnectedAccount, Flow, Job, LinkUse
 from broker.status import Status

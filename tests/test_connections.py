@@ -12,13 +12,8 @@ import pytest
 import sqlalchemy as sa
 
 from broker.audit import Actor
-from broker.connections import (
-    ConnectionEnded,
-    ConnectionFilters,
-    ConnectionUnknown,
-    CursorUnknown,
-    TokenErased,
-)
+from broker.connection_search import ConnectionFilters, CursorUnknown
+from broker.connections import ConnectionEnded, ConnectionUnknown, TokenErased
 from broker.contract import MOST_ON_A_PAGE
 from broker.links import LinkRequest
 from broker.models import ConnectedAccount, ImportState, Job, JobState, Link

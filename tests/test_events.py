@@ -11,7 +11,7 @@ import pytest
 import sqlalchemy as sa
 
 from broker.audit import COMMAND_LINE
-from broker.connections import CursorUnknown
+from broker.connection_search import CursorUnknown
 from broker.events import EventFilters, Events, EventType, EventView, as_told, changed
 from broker.jobs import GIVE_UP_AFTER, Park
 from broker.models import ConnectedAccount, Event, ImportState, Link

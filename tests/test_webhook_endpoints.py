@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from broker.audit import Actor
-from broker.connections import CursorUnknown
+from broker.connection_search import CursorUnknown
 from broker.events import EventFilters, EventType
 from broker.models import AuditRecord, SendState, WebhookSecret
 from broker.webhook_endpoints import (

@@ -9,7 +9,8 @@ from flask.cli import with_appcontext
 
 from broker.audit import COMMAND_LINE
 from broker.cli.printing import json_option, say_json, say_table
-from broker.connections import ConnectionFilters, ConnectionView
+from broker.connection_search import ConnectionFilters
+from broker.connections import ConnectionView
 from broker.errors import BrokerError
 from broker.web import services
 

@@ -14,7 +14,8 @@ from broker.audit import COMMAND_LINE
 from broker.cli.checks import check, forget
 from broker.cli.moving import export_connections, import_connections
 from broker.cli.printing import iso, json_option, say_json, say_table
-from broker.connections import ConnectionFilters, ConnectionView
+from broker.connection_search import ConnectionFilters
+from broker.connections import ConnectionView
 from broker.links import LinkRequest
 from broker.models import Role
 from broker.secret import Secret

@@ -10,7 +10,7 @@ from flask import Blueprint, redirect, render_template, request, url_for
 from werkzeug.wrappers import Response
 
 from broker.apps import OfferedApp
-from broker.connections import ConnectionFilters
+from broker.connection_search import ConnectionFilters
 from broker.links import LinkRequest
 from broker.status import Status
 from broker.web import services

@@ -14,16 +14,8 @@ from broker.apps import AppCatalogue, OfferedApp
 from broker.audit import Actor
 from broker.callback import CallbackAnswer, SetupAnswer
 from broker.clock import ManualClock
-from broker.connections import (
-    AccountView,
-    ConnectionFilters,
-    ConnectionPage,
-    ConnectionUnknown,
-    ConnectionView,
-    HandOff,
-    Health,
-    Person,
-)
+from broker.connection_search import ConnectionFilters
+from broker.connections import AccountView, ConnectionPage, ConnectionUnknown, ConnectionView, HandOff, Health, Person
 from broker.disconnection import Effect
 from broker.errors import FlowUnknown, LinkUnknown
 from broker.flow_page import FlowPage

@@ -8,7 +8,8 @@ from werkzeug.wrappers import Response
 from broker.answers import connection_answer
 from broker.apikeys import Scope
 from broker.audit import Actor
-from broker.connections import ConnectionEnded, ConnectionFilters, ConnectionUnknown, CursorUnknown
+from broker.connection_search import ConnectionFilters, CursorUnknown
+from broker.connections import ConnectionEnded, ConnectionUnknown
 from broker.contract import AcceptedAnswer, ConnectionAnswer, ConnectionQuery, ConnectionsAnswer
 from broker.web import services
 from broker.web.api.calls import CONNECTION, Call

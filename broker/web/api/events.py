@@ -6,7 +6,7 @@ from flask import jsonify
 from werkzeug.wrappers import Response
 
 from broker.apikeys import Scope
-from broker.connections import CursorUnknown
+from broker.connection_search import CursorUnknown
 from broker.web import services
 from broker.web.api.calls import Call
 from broker.web.api.event_schemas import EventAnswer, EventQuery, EventsAnswer

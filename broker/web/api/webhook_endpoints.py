@@ -9,7 +9,7 @@ from werkzeug.wrappers import Response
 
 from broker.apikeys import Scope
 from broker.audit import Actor
-from broker.connections import CursorUnknown
+from broker.connection_search import CursorUnknown
 from broker.web import services
 from broker.web.api.calls import ENDPOINT, EVENT, Call
 from broker.web.api.event_schemas import (

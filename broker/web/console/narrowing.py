@@ -10,7 +10,7 @@ from typing import TypeVar
 from flask import url_for
 from werkzeug.datastructures import MultiDict
 
-from broker.connections import ConnectionFilters, Order
+from broker.connection_search import ConnectionFilters, Order
 from broker.status import Status
 
 _Word = TypeVar("_Word", Order, Status)
@@ -65,6 +65,8 @@ class Narrowing:
         self._from = self._day("from")
         until = self._day("to")
         self._before = until + timedelta(days=1) if until is not None else None
+        if self.order is Order.CHANGED and (self._from or self._before):
+            self.problems["sort"] = "Between two days the list is sorted by day: choose newest or oldest."
         self.after = query.get("after") or None
         self.before = query.get("before") or None
         start = query.get("start", "")
