@@ -14,7 +14,7 @@ def main() -> None:
     known = discover()
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
     parser.add_argument("names", nargs="*", metavar="NAME", help=f"which ones: {', '.join(known)}; all by default")
-    parser.add_argument("--size", type=int, help="how much of it; each benchmark has a default of its own")
+    parser.add_argument("--size", "--rows", type=int, help="how much of it; each benchmark has a default of its own")
     parser.add_argument("--databases", default=",".join(DATABASES), help="which databases, with commas between")
     parser.add_argument("--json", action="store_true", help="for machines")
     asked = parser.parse_args()

@@ -21,6 +21,7 @@ from broker.approvals import Approvals, approved
 from broker.apps import AppCatalogue
 from broker.audit_chain import AuditChain
 from broker.audit_trail import AuditTrail
+from broker.bulk import BulkRuns
 from broker.circuits import SEQUIN, Circuits, app_circuit
 from broker.cli import BrokerCommands
 from broker.clock import Clock, SystemClock
@@ -231,6 +232,9 @@ def build_services(
         probes=Probes(database=database, clock=clock, apps=apps, vault=vault, http=http, circuits=circuits, jobs=jobs),
         approvals=Approvals(database=database, clock=clock, apps=apps, http=http, circuits=circuits, jobs=jobs),
         disconnections=disconnections,
+        bulk_runs=BulkRuns(
+            database=database, clock=clock, jobs=jobs, connections=connections, disconnections=disconnections
+        ),
         discards=Discards(
             database=database, clock=clock, apps=apps, journal=journal, http=http, jobs=jobs, circuits=circuits
         ),

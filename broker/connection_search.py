@@ -306,6 +306,19 @@ class Search:
         return where < at if falls else where > at
 
 
+def told_of(filters: ConnectionFilters) -> dict[str, str]:
+    """Return what may be written down of filters. What names a person stays out: the trail outlives them."""
+    given = {
+        "provider": filters.provider, "app": filters.app, "kind": filters.kind, "mode": filters.mode,
+        "status": filters.status.value if filters.status is not None else None,
+    }  # fmt: skip
+    days = {"connected_from": filters.connected_from, "connected_before": filters.connected_before}
+    person = {"search": filters.search, "end_user": filters.end_user, "metadata": filters.metadata}
+    told = {name: value for name, value in given.items() if value}
+    told |= {name: f"{value:%Y-%m-%d}" for name, value in days.items() if value}
+    return told | {name: "given" for name, value in person.items() if value}
+
+
 def cursor_of(ref: str, place: Place) -> str:
     """Return the name of a row's place. It holds the time too where that is sorted by, because it may move."""
     return ref if place.at is None else f"{ref}.{(place.at - _EPOCH) // timedelta(microseconds=1)}"

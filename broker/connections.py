@@ -16,7 +16,7 @@ from broker.apps import AppCatalogue
 from broker.audit import Actor
 from broker.clock import Clock
 from broker.connected import account_of
-from broker.connection_search import ConnectionFilters, Count, Order, Place, Search, cursor_of
+from broker.connection_search import ConnectionFilters, Count, Order, Place, Search, cursor_of, told_of
 from broker.contract import MOST_ON_A_PAGE
 from broker.db import Database
 from broker.errors import AppUnknown, BrokerError, Refused, by_code
@@ -336,18 +336,10 @@ class Connections:
 
         Each batch is a look of its own, so that neither memory nor a snapshot grows with the list.
         """
-        given = {
-            "provider": filters.provider, "app": filters.app, "kind": filters.kind, "mode": filters.mode,
-            "status": filters.status.value if filters.status is not None else None,
-        }  # fmt: skip
-        # What names a person stays out: the trail outlives them.
-        person = {"search": filters.search, "end_user": filters.end_user, "metadata": filters.metadata}
-        detail = {name: value for name, value in given.items() if value}
-        detail |= {name: "given" for name, value in person.items() if value}
         with self._database.write() as connection:
             audit.record(
                 connection, at=self._clock.now(), actor_kind=actor.kind, actor=actor.name,
-                action="connections.exported", target="connections", detail=detail,
+                action="connections.exported", target="connections", detail=told_of(filters),
             )  # fmt: skip
         return self._batches(filters, order)
 
@@ -402,62 +394,73 @@ class Connections:
     def check(self, ref: str) -> None:
         """Ask for a check now; a worker makes it. Raises ConnectionUnknown or ConnectionEnded."""
         with self._database.write() as connection:
-            row = _standing(connection, ref)
-            if row.disconnected_at or row.revoked_at or row.interrupted_at:
-                raise ConnectionEnded
-            if row.import_state == ImportState.IMPORTED:
-                self._jobs.enqueue(connection, "verify", row.id)
-            if row.account_id is None:
-                self._jobs.enqueue(connection, "approval", row.id)
-            elif row.app_key in self._apps and self._apps.get(row.app_key).provider.probe is not None:
-                self._jobs.enqueue(connection, "probe", row.id)
+            self.check_with(connection, ref)
         self._jobs.wakeup.set()
+
+    def check_with(self, connection: Connection, ref: str) -> bool:
+        """Do the same in the caller's transaction; False when there is nothing to check yet."""
+        row = _standing(connection, ref)
+        if row.disconnected_at or row.revoked_at or row.interrupted_at:
+            raise ConnectionEnded
+        kinds = ["verify"] if row.import_state == ImportState.IMPORTED else []
+        if row.account_id is None:
+            kinds.append("approval")
+        elif row.app_key in self._apps and self._apps.get(row.app_key).provider.probe is not None:
+            kinds.append("probe")
+        for kind in kinds:
+            self._jobs.enqueue(connection, kind, row.id)
+        return bool(kinds)
 
     def retry(self, ref: str, *, actor: Actor) -> None:
         """Ask for the import again. One that stands in Sequin as it should is left alone.
 
         Raises ConnectionUnknown, ConnectionEnded or TokenErased.
         """
-        now = self._clock.now()
         with self._database.write() as connection:
-            row = _standing(connection, ref)
-            if row.disconnected_at or row.revoked_at or row.interrupted_at:
-                raise ConnectionEnded
-            if row.account_id is None:
-                # There is nothing to import yet, but something to ask for.
-                self._jobs.enqueue(connection, "approval", row.id)
-                return
-            if row.import_state == ImportState.IMPORTED and row.drift is None:
-                return
-            if not self._can_import(row):
-                # Trying would only replace what is known about it by something less helpful.
-                raise TokenErased
-            # Job before connection, as the worker takes them: the other order could deadlock.
-            self._jobs.enqueue(connection, "import", row.id)
-            connection.execute(
-                sa.update(ConnectedAccount)
-                .where(ConnectedAccount.id == row.id)
-                # What the last check found is about to be mended; the next one tells whether it was.
-                .values(
-                    import_state=ImportState.PENDING,
-                    drift=None,
-                    drifted_at=None,
-                    health=None,
-                    health_note=None,
-                    verified_at=None,
-                    updated_at=now,
-                )
-            )
-            audit.record(
-                connection,
-                at=now,
-                actor_kind=actor.kind,
-                actor=actor.name,
-                action="connection.retry",
-                target=ref,
-                detail={"import_state": row.import_state},
-            )
+            self.retry_with(connection, ref, actor=actor)
         self._jobs.wakeup.set()
+
+    def retry_with(self, connection: Connection, ref: str, *, actor: Actor) -> bool:
+        """Do the same in the caller's transaction; False when it was left alone."""
+        now = self._clock.now()
+        row = _standing(connection, ref)
+        if row.disconnected_at or row.revoked_at or row.interrupted_at:
+            raise ConnectionEnded
+        if row.account_id is None:
+            # There is nothing to import yet, but something to ask for.
+            self._jobs.enqueue(connection, "approval", row.id)
+            return True
+        if row.import_state == ImportState.IMPORTED and row.drift is None:
+            return False
+        if not self._can_import(row):
+            # Trying would only replace what is known about it by something less helpful.
+            raise TokenErased
+        # Job before connection, as the worker takes them: the other order could deadlock.
+        self._jobs.enqueue(connection, "import", row.id)
+        connection.execute(
+            sa.update(ConnectedAccount)
+            .where(ConnectedAccount.id == row.id)
+            # What the last check found is about to be mended; the next one tells whether it was.
+            .values(
+                import_state=ImportState.PENDING,
+                drift=None,
+                drifted_at=None,
+                health=None,
+                health_note=None,
+                verified_at=None,
+                updated_at=now,
+            )
+        )
+        audit.record(
+            connection,
+            at=now,
+            actor_kind=actor.kind,
+            actor=actor.name,
+            action="connection.retry",
+            target=ref,
+            detail={"import_state": row.import_state},
+        )
+        return True
 
     def _one(self, which: sa.ColumnElement[bool]) -> ConnectionView:
         with self._database.read() as connection:

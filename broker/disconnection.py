@@ -114,12 +114,22 @@ class Disconnections:
 
     def _request(self, ref: str, actor: Actor) -> bool:
         with self._database.write() as connection:
-            row = _row(connection, ref)
-            if row.disconnected_at is not None:
-                return True
-            if not self._end(connection, row, actor):
+            ended = self.request_with(connection, ref, actor=actor)
+            if ended is None:
                 connection.rollback()
                 return False
+        return True
+
+    def request_with(self, connection: Connection, ref: str, *, actor: Actor) -> bool | None:
+        """End a connection in the caller's transaction. Raises ConnectionUnknown.
+
+        False when it had ended before. None when it was changed meanwhile: the caller then rolls back and asks again.
+        """
+        row = _row(connection, ref)
+        if row.disconnected_at is not None:
+            return False
+        if not self._end(connection, row, actor):
+            return None
         log.info("connection.disconnected", connection=ref, by=actor.kind)
         return True
 

@@ -444,8 +444,8 @@ class BulkRun(Base):
     action: Mapped[str] = mapped_column(sa.String(16))
     # The operator's e-mail.
     actor: Mapped[str] = mapped_column(sa.String(320))
-    # The query of the list that was narrowed so; empty where rows were picked one by one.
-    query: Mapped[dict[str, str]] = mapped_column(Json)
+    # What the list was narrowed to, without what names a person; empty where connections were picked.
+    narrowed: Mapped[dict[str, str]] = mapped_column(Json)
     # How many connections it began with; some may have been forgotten since.
     total: Mapped[int] = mapped_column()
     created_at: Mapped[datetime] = mapped_column(UtcDateTime)

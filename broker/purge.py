@@ -23,6 +23,8 @@ from broker.idempotency import IdempotentCalls
 from broker.jobs import Jobs, Later, LeasedJob, Outcome, Retry
 from broker.models import (
     BrowserSession,
+    BulkItem,
+    BulkRun,
     Event,
     Flow,
     FlowEvent,
@@ -56,9 +58,11 @@ _attempts = table(WebhookAttempt)
 _events = table(FlowEvent)
 _flows = table(Flow)
 _hops = table(Hop)
+_items = table(BulkItem)
 _jobs = table(Job)
 _links = table(Link)
 _notices = table(ProviderEvent)
+_runs = table(BulkRun)
 _sendings = table(WebhookDelivery)
 _sessions = table(BrowserSession)
 _told = table(Event)
@@ -125,6 +129,7 @@ class Purge:
             ("links", _old_links(old), _forget_links),
             ("jobs", _old_jobs(old), lambda connection, keys: _forget_jobs(connection, keys, old)),
             ("events", _old_events(old), _forget_events),
+            ("bulk_runs", _old_runs(old), _forget_runs),
             # By its id a replay is known, and not every provider dates what it signs.
             ("webhooks", _old_notices(very_old), _forget_notices),
         )
@@ -224,6 +229,10 @@ def _still_to_send() -> sa.Exists:
     return sa.exists().where(_sendings.c.event_id == _told.c.id, _sendings.c.state == SendState.PENDING)
 
 
+def _old_runs(old: datetime) -> sa.Select[int]:
+    return sa.select(_runs.c.id).where(_runs.c.ended_at < old, _runs.c.id < _newest(_runs)).order_by(_runs.c.id)
+
+
 def _old_notices(old: datetime) -> sa.Select[int]:
     return (
         sa.select(_notices.c.id)
@@ -267,6 +276,11 @@ def _forget_events(connection: Connection, keys: Sequence[int]) -> int:
     connection.execute(sa.delete(_attempts).where(_attempts.c.delivery_id.in_(sendings)))
     connection.execute(sa.delete(_sendings).where(_sendings.c.event_id.in_(mine)))
     return connection.execute(sa.delete(_told).where(_told.c.id.in_(mine))).rowcount
+
+
+def _forget_runs(connection: Connection, keys: Sequence[int]) -> int:
+    connection.execute(sa.delete(_items).where(_items.c.run_id.in_(keys)))
+    return connection.execute(sa.delete(_runs).where(_runs.c.id.in_(keys))).rowcount
 
 
 def _forget_notices(connection: Connection, keys: Sequence[int]) -> int:

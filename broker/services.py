@@ -9,6 +9,7 @@ from broker.approvals import Approvals
 from broker.apps import AppCatalogue
 from broker.audit_chain import AuditChain
 from broker.audit_trail import AuditTrail
+from broker.bulk import BulkRuns
 from broker.circuits import Circuits
 from broker.clock import Clock
 from broker.confirmation import Confirmations
@@ -83,6 +84,7 @@ class Services:
     provider_events: ProviderEvents
     approvals: Approvals
     disconnections: Disconnections
+    bulk_runs: BulkRuns
     discards: Discards
     erasures: Erasures
     idempotent_calls: IdempotentCalls

@@ -11,6 +11,8 @@ import structlog
 
 from broker.approvals import Approvals
 from broker.audit_chain import AuditChain
+from broker.bulk import KIND as BULK
+from broker.bulk import BulkRuns
 from broker.circuits import NEEDS, SEQUIN, Circuits, OpenCircuit
 from broker.db import Database
 from broker.delivery import Deliveries
@@ -61,6 +63,7 @@ class Worker:
         provider_events: ProviderEvents,
         approvals: Approvals,
         disconnections: Disconnections,
+        bulk_runs: BulkRuns,
         discards: Discards,
         erasures: Erasures,
         reconciliation: Reconciliation,
@@ -110,6 +113,7 @@ class Worker:
             "purge": purge.run,
             COUNT: overviews.run,
             "forget": erasures.run,
+            BULK: bulk_runs.run,
             "finish": self._finish,
         }
         # Who else has to know that a job failed in a way nobody foresaw.

@@ -82,11 +82,12 @@ def _connection(number: int, at: str, today: str) -> tuple[object, ...]:
     )  # fmt: skip
     state = {"pending": "pending", "import_failed": "parked", "awaiting_approval": "pending"}.get(standing, "imported")
     is_imported = state == "imported"
+    facts = json.dumps({"installation_id": number, "html_url": "https://github.com/"} if app == "github" else {})
     ended = at if standing == "disconnected" else None
     waits = standing == "awaiting_approval"
     return (
         number, ref_of(number), number, app, provider, kind, None if waits else f"acct_{number:012}",
-        f"{NAMES[number % len(NAMES)]} {number}", "standard", mode, "{}", '["read_write"]',
+        f"{NAMES[number % len(NAMES)]} {number}", "standard", mode, facts, '["read_write"]',
         json.dumps(metadata_of(number)), 1, state, "sequin_refused" if state == "parked" else None,
         f"crd-{number:012}" if is_imported and ended is None else None, at if is_imported else None,
         at if is_imported else None, {"ok": "ok", "error": "error"}.get(standing),

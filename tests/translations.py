@@ -30,6 +30,7 @@ NOT_FOR_PEOPLE = {
     *(
         "apikeys.py",
         "audit_trail.py",
+        "bulk.py",
         "circuits.py",
         "doctor.py",
         "idempotency.py",

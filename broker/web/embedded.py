@@ -55,6 +55,7 @@ def build_worker(services: Services, threads: int) -> Worker:
         provider_events=services.provider_events,
         approvals=services.approvals,
         disconnections=services.disconnections,
+        bulk_runs=services.bulk_runs,
         discards=services.discards,
         erasures=services.erasures,
         reconciliation=services.reconciliation,

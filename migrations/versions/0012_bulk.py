@@ -23,7 +23,7 @@ def upgrade() -> None:
         sa.Column("ref", sa.String(length=32), nullable=False),
         sa.Column("action", sa.String(length=16), nullable=False),
         sa.Column("actor", sa.String(length=320), nullable=False),
-        sa.Column("query", json, nullable=False),
+        sa.Column("narrowed", json, nullable=False),
         sa.Column("total", sa.Integer(), nullable=False),
         sa.Column("created_at", moment, nullable=False),
         sa.Column("stopped_at", moment, nullable=True),

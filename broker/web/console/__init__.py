@@ -14,6 +14,7 @@ from broker.sessions import SignedInOperator
 from broker.web import cookies, services
 from broker.web.console import (
     audit,
+    bulk,
     connections,
     jobs,
     keys,
@@ -46,6 +47,11 @@ blueprint.add_url_rule("/connections/<ref>/check", view_func=connections.check_c
 blueprint.add_url_rule("/connections/<ref>/retry", view_func=connections.retry_connection, methods=["POST"])
 blueprint.add_url_rule("/connections/<ref>/disconnect", view_func=connections.confirm_disconnect, methods=["GET"])
 blueprint.add_url_rule("/connections/<ref>/disconnect", view_func=connections.disconnect, methods=["POST"])
+blueprint.add_url_rule("/bulk", view_func=bulk.list_runs, methods=["GET"])
+blueprint.add_url_rule("/bulk/new", view_func=bulk.confirm_bulk, methods=["GET"])
+blueprint.add_url_rule("/bulk/new", view_func=bulk.start_bulk, methods=["POST"])
+blueprint.add_url_rule("/bulk/<ref>", view_func=bulk.show_run, methods=["GET"])
+blueprint.add_url_rule("/bulk/<ref>/stop", view_func=bulk.stop_run, methods=["POST"])
 blueprint.add_url_rule("/links", view_func=links.list_links, methods=["GET"])
 blueprint.add_url_rule("/links/new", view_func=links.new_link, methods=["GET"])
 blueprint.add_url_rule("/links/new", view_func=links.create_link, methods=["POST"])
@@ -95,6 +101,11 @@ ROLES: Mapping[str, Role] = MappingProxyType(
         "console.list_connections": Role.VIEWER,
         "console.export_connections": Role.OPERATOR,
         "console.show_connection": Role.VIEWER,
+        "console.list_runs": Role.VIEWER,
+        "console.confirm_bulk": Role.OPERATOR,
+        "console.start_bulk": Role.OPERATOR,
+        "console.show_run": Role.VIEWER,
+        "console.stop_run": Role.OPERATOR,
         "console.list_links": Role.VIEWER,
         "console.new_link": Role.OPERATOR,
         "console.create_link": Role.OPERATOR,

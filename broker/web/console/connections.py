@@ -15,10 +15,9 @@ from broker.audit import Actor
 from broker.connection_search import Count, Order
 from broker.connections import MOST_EXPORTED, ConnectionPage, ConnectionView
 from broker.contract import iso
-from broker.errors import Refused
 from broker.status import Status
 from broker.web import services
-from broker.web.console.narrowing import MODES, Narrowing
+from broker.web.console.narrowing import MODES, Narrowing, NarrowingWrong
 from broker.web.pages import STATUS_WORDS
 
 ON_A_PAGE = 50
@@ -28,15 +27,6 @@ COLUMNS = (
     "end_user_email", "end_user_name", "metadata", "scopes", "credential_id", "health", "error", "connected_at",
     "imported_at", "checked_at", "updated_at",
 )  # fmt: skip
-
-
-class ListWrong(Refused):
-    """The address asks for a list that cannot be narrowed so."""
-
-    code = "list_wrong"
-    status = 400
-    heading = "There is a problem with the filters"
-    advice = "Go back to the list, which says at each field what is wrong."
 
 
 def list_connections() -> Response:
@@ -69,6 +59,7 @@ def list_connections() -> Response:
         statuses=list(Status),
         modes=[(mode, mode) for mode in MODES],
         orders=ORDERS,
+        is_ticked=request.args.get("tick") == "page",
         empty_again=bool(narrowing.after or narrowing.before),
     )
     return make_response(text, 400 if narrowing.problems else 200)
@@ -78,7 +69,7 @@ def export_connections() -> Response:
     """Send the list as CSV, as it is narrowed and sorted; that it was sent stands in the audit trail."""
     narrowing = Narrowing(request.args)
     if narrowing.problems:
-        raise ListWrong
+        raise NarrowingWrong
     batches = services().connections.export(
         narrowing.filters, order=narrowing.order or Order.NEWEST, actor=Actor("operator", g.operator.email)
     )

@@ -11,6 +11,7 @@ from flask import url_for
 from werkzeug.datastructures import MultiDict
 
 from broker.connection_search import ConnectionFilters, Order
+from broker.errors import Refused
 from broker.status import Status
 
 _Word = TypeVar("_Word", Order, Status)
@@ -25,6 +26,15 @@ MEMBER = "metadata."
 """What the names of metadata filters begin with: `metadata.plan=pro`."""
 MOST_MEMBERS = 20
 LARGEST_START = 10**9
+
+
+class NarrowingWrong(Refused):
+    """The address asks for a list that cannot be narrowed so."""
+
+    code = "list_wrong"
+    status = 400
+    heading = "There is a problem with the filters"
+    advice = "Go back to the list, which says at each field what is wrong."
 
 
 @dataclass(frozen=True)
@@ -107,6 +117,11 @@ class Narrowing:
     def address(self, **place: object) -> str:
         """Return the list's address, narrowed and sorted like this, at a place in it."""
         return url_for("console.list_connections", **(self.query | place))  # type: ignore[arg-type]
+
+    def here(self, **more: object) -> str:
+        """Return the address of the place in the list that is shown."""
+        place = {"after": self.after, "before": self.before, "start": self.start or None}
+        return self.address(**{name: value for name, value in place.items() if value}, **more)
 
     def active(self, words: Callable[[Status], str]) -> list[Active]:
         """Return each filter with the address that leaves it out; `words` names a status."""
