@@ -642,6 +642,40 @@ def ops_list_filtered(scene: Scene) -> None:
     expect(scene.page.get_by_text("1–1 of 1")).to_be_visible()
 
 
+@state(r"Disconnect: 1 connection\?")
+def ops_bulk_confirm(scene: Scene) -> None:
+    scene.connect()
+    scene.page.context.clear_cookies()
+    scene.sign_in()
+    scene.go(f"/ops/connections?user={scene.end_user}")
+    scene.page.get_by_role("checkbox", name=re.compile("^Pick New Account")).check()
+    scene.press("Disconnect…")
+    expect(scene.page.get_by_role("table")).to_contain_text("New Account")
+
+
+@state("No connection is selected", status=409, error=True)
+def ops_bulk_nothing_picked(scene: Scene) -> None:
+    scene.connect()
+    scene.page.context.clear_cookies()
+    scene.sign_in()
+    scene.go("/ops/connections")
+    scene.press("Check now…")
+    expect(scene.page.get_by_text("tick some")).to_be_visible()
+
+
+@state("Import again: 1 connection")
+def ops_bulk_run(scene: Scene) -> None:
+    scene.connect()
+    scene.page.context.clear_cookies()
+    scene.sign_in()
+    scene.go(f"/ops/connections?user={scene.end_user}")
+    scene.page.get_by_role("checkbox", name="All that match, on every page, instead of those picked").check()
+    scene.press("Import again…")
+    scene.press("Import again: 1 connection")
+    # The page comes again by itself until the worker is through.
+    expect(scene.page.get_by_text("Finished.")).to_be_visible(timeout=60_000)
+
+
 @state("Create connect link", primary="Create link")
 def ops_link_new(scene: Scene) -> None:
     scene.sign_in()
