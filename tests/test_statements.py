@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 import sqlalchemy as sa
 
-from broker.connections import ConnectionFilters
+from broker.connection_search import ConnectionFilters
 from broker.models import ConnectedAccount
 from broker.providers import discover
 from tests.connecting import CREDENTIAL, SEQUIN, SEQUIN_STRIPE_APP, Bench, ManualDatabase, open_bench
