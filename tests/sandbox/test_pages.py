@@ -1,10 +1,13 @@
 from __future__ import annotations
 
+from collections.abc import Callable
 from html.parser import HTMLParser
 
 import pytest
+from werkzeug.test import TestResponse
 
-from tests.sandbox.visitor import Visitor
+from broker.sandbox.stand_ins import discover
+from tests.sandbox.visitor import CHALLENGE, STRIPE_CALLBACK, Visitor
 
 
 class Outline(HTMLParser):
@@ -32,22 +35,29 @@ class Outline(HTMLParser):
         return sum(name == tag for name, _ in self.tags)
 
 
-@pytest.fixture(params=["stripe", "stripe_app", "github", "install", "sign_in", "configured", "unseen", "404", "home"])
+def asked_of_linear(visitor: Visitor) -> dict[str, str]:
+    client = discover()["linear"].client(visitor.secrets)
+    return {"response_type": "code", "client_id": client.id, "redirect_uri": STRIPE_CALLBACK, "scope": "read",
+            "code_challenge": CHALLENGE}  # fmt: skip
+
+
+SIGNED_OUT: dict[str, Callable[[Visitor], TestResponse]] = {
+    "stripe": Visitor.stripe_authorize,
+    "stripe_app": Visitor.stripe_install,
+    "github": Visitor.github_authorize,
+    "sign_in": lambda visitor: visitor.client.get(f"/github/apps/{visitor.secrets.github_app_slug}/installations/new"),
+    "404": lambda visitor: visitor.github_authorize(client_id="x"),
+    "home": lambda visitor: visitor.client.get("/"),
+    "consent": lambda visitor: visitor.client.get("/linear/oauth/authorize", query_string=asked_of_linear(visitor)),
+}
+"""Pages for somebody who has not signed in anywhere."""
+
+
+@pytest.fixture(params=[*SIGNED_OUT, "install", "configured", "unseen"])
 def page(request: pytest.FixtureRequest, visitor: Visitor) -> str:
-    slug = visitor.secrets.github_app_slug
-    install = f"/github/apps/{slug}/installations/new"
-    if request.param == "stripe":
-        return visitor.stripe_authorize().text
-    if request.param == "stripe_app":
-        return visitor.stripe_install().text
-    if request.param == "github":
-        return visitor.github_authorize().text
-    if request.param == "sign_in":
-        return visitor.client.get(install).text
-    if request.param == "404":
-        return visitor.github_authorize(client_id="x").text
-    if request.param == "home":
-        return visitor.client.get("/").text
+    if request.param in SIGNED_OUT:
+        return SIGNED_OUT[request.param](visitor).text
+    install = f"/github/apps/{visitor.secrets.github_app_slug}/installations/new"
     login = "solo-sam" if request.param == "configured" else "member-max"
     visitor.client.post("/github/login", data={"login": login})
     if request.param == "install":
