@@ -375,3 +375,30 @@ def test_the_highest_role_counts() -> None:
     assert role_of(config, {"groups": "all"}) is Role.VIEWER
     assert role_of(config, {"groups": "operator"}) is Role.OPERATOR
     assert role_of(config, {"roles": "operator"}) is None
+
+
+# --- the doctor -------------------------------------------------------------------------------------------
+
+
+def told_by_the_doctor(doors: Doors) -> list[tuple[str | None, str, str]]:
+    found = doors.services.doctor.examine().checks
+    return [
+        (check.app, check.state.value, f"{check.sentence} {check.fix}") for check in found if check.name == "sign_in"
+    ]
+
+
+def test_the_doctor_asks_what_a_sign_in_asks(doors: Doors) -> None:
+    assert {(where, state) for where, state, _ in told_by_the_doctor(doors)} == {
+        ("sign_in", "pass"), ("operators.sign_in", "pass")
+    }  # fmt: skip
+    doors.there.discovery = {"id_token_signing_alg_values_supported": ["ES256"]}
+    assert "Set signing_algorithm under [sign_in]" in " ".join(text for _, _, text in told_by_the_doctor(doors))
+    doors.there.discovery = {"code_challenge_methods_supported": ["plain"]}
+    assert {state for _, state, _ in told_by_the_doctor(doors)} == {"warn", "pass"}
+    doors.there.discovery = {"issuer": "https://id.acme.example"}
+    _, state, text = told_by_the_doctor(doors)[0]
+    assert state == "fail"
+    assert "the provider calls itself 'https://id.acme.example'" in text
+    assert "Compare issuer, client id" in text
+    addresses = {address.address for address in doors.services.doctor.examine().addresses}
+    assert {f"http://localhost:8000{path}" for path in ("/sign-in/callback", "/ops/sign-in/callback")} <= addresses
