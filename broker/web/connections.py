@@ -73,9 +73,9 @@ class Shown:
 @blueprint.before_request
 def want_sign_in() -> Response | None:
     """Lead who asks for a page without a session to where people sign in, if there is such a place."""
-    if request.method != "GET" or request.endpoint == "connections.signed_out" or _session() is not None:
+    if services().people_sign_ins is None or request.method != "GET" or request.endpoint == "connections.signed_out":
         return None
-    if services().people_sign_ins is None:
+    if _session() is not None:
         return None
     ended = 1 if cookies.read(cookies.SESSION) else None
     return redirect(url_for("sign_in.show", next=inside(request.path) or None, ended=ended), 303)
