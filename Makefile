@@ -27,7 +27,7 @@ install = { test -x $(BIN)/uv && $(uv) --require-hashes --requirements $(1); } |
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: demo test setup lint types sure bench browser format translations documents pins help
+.PHONY: demo test setup lint types sure bench browser format translations documents pictures pins help
 
 ##@ Start here
 
@@ -70,6 +70,9 @@ translations: setup ## Bring the catalogues of the pages' languages up to date w
 
 documents: setup ## Bring the tables of settings in docs/ up to date
 	@$(BIN)/python -m tests.documents
+
+pictures: setup browser ## Take the pictures of the documents anew, from a demo
+	@$(BIN)/python -m tests.browser.screenshots
 
 pins: setup ## Pin the newest versions that pyproject.toml allows
 	@for file in "requirements.txt" "requirements-dev.txt --group dev"; do \
