@@ -308,6 +308,10 @@ def test_a_file_that_cannot_be_read_is_reported_without_its_path(tmp_path: Path)
     assert "is not UTF-8 text" in sentence(str(tmp_path / "binary"))
 
 
+def test_what_hosts_call_the_broker_with_may_stand_beside_its_settings() -> None:
+    assert load({"BROKER_API_KEY": "brk_1", "BROKER_URL": "http://localhost:8000"}).warnings == load({}).warnings
+
+
 def test_misspelt_broker_names_are_problems_with_a_suggestion() -> None:
     assert problem({"BROKER_PUBLC_URL": "x"}) == (
         "BROKER_PUBLC_URL is not a setting of the broker: did you mean BROKER_PUBLIC_URL?"

@@ -132,9 +132,13 @@ def _configured(setting: Setting, document: Document, report: Report, sources: d
     return None if None in parts else tuple(value for part in parts for value in part or ())
 
 
+OF_HOSTS = ("BROKER_API_KEY", "BROKER_URL")
+"""What hosts call the broker with, as the documents and examples name it: often set in the very shell that runs us."""
+
+
 def _unknown_names(environment: Environment, document: Document, report: Report) -> None:
     """Report BROKER_ names that nothing reads: most are misspelt, and would be missed in silence."""
-    known = {*_NAMES, *document.references}
+    known = {*_NAMES, *document.references, *OF_HOSTS}
     for name in environment.names():
         if not name.startswith(_PREFIX) or name in known or name.removesuffix("_FILE") in known:
             continue
