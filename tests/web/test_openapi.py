@@ -238,8 +238,10 @@ def test_allow_names_the_methods_of_its_own_route_everywhere(app: Flask) -> None
 
 @pytest.mark.parametrize("authorised", [True, False])
 def test_generated_calls_find_nothing_that_the_document_does_not_say(
-    app: Flask, key: dict[str, str], authorised: bool, monkeypatch: pytest.MonkeyPatch
+    app: Flask, key: dict[str, str], authorised: bool, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
+    # schemathesis leaves its notes where it is run.
+    monkeypatch.chdir(tmp_path)
     # Whether a webhook's address is public is asked of the network; no such name resolves anyway.
     monkeypatch.setattr("broker.http.Http.check", lambda *_: None)
     load_all_checks()
