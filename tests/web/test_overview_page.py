@@ -66,7 +66,7 @@ def test_numbers_come_first_and_every_chart_says_its_finding(app: Flask, operato
     assert page.index('class="numbers"') < page.index("<figure")
     for words in (
         "2 accounts connected in 7 days, 1 more than in the same time in the 7 days before.",
-        "1 attempt failed, and 1 were given up.",
+        "1 attempt failed, and 1 was given up.",
         "Of 1 link, 0 led to an import. Most stop before “Opened”: 1.",
         "2 connections, 100 % of them through stripe.",
         "1 of 2 connections needs attention.",

@@ -156,7 +156,7 @@ def _attempts(found: Overview, period: Period) -> Figure:
         "Connections over time",
         f"{_things(connected, 'account')} connected in {length}, "
         f"{_compared(connected, found.connected_before, length)}. "
-        f"{_things(failed, 'attempt')} failed, and {_count(abandoned)} were given up.",
+        f"{_things(failed, 'attempt')} failed, and {_count(abandoned)} {'was' if abandoned == 1 else 'were'} given up.",
         ("Begins", "Connected", "Failed", "Given up"),
         tuple(
             Row(start, tuple(map(_count, values)), _since(found, start))
