@@ -23,7 +23,6 @@ from tests.e2e.world import ROOT
 
 PATIENCE_SECONDS = 60.0
 LONGEST_VISIT_SECONDS = 3600.0
-MOST_FAILURES_TOLD = 5
 
 
 @dataclass(frozen=True)

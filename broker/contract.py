@@ -25,7 +25,6 @@ MOST_APPS = 100
 REF = "^[0-9A-HJKMNP-TV-Z]{4}-[0-9A-HJKMNP-TV-Z]{4}-[0-9A-HJKMNP-TV-Z]{4}$"
 """The form of a reference, such as `7F3K-92QD-M4TX`."""
 LINK_ID = "^lnk_[0-9a-hjkmnp-tv-z]{16}$"
-APP_KEY = "^[a-z][a-z0-9_-]{0,39}$"
 
 
 class Status(StrEnum):

@@ -55,8 +55,6 @@ class Call:
     body: type[BaseModel] | None = None
     body_required: bool = True
     query: type[BaseModel] | None = None
-    # Whether `metadata.<key>` narrows it too.
-    by_metadata: bool = False
     # What it may be refused with, besides what every call may be refused with.
     refusals: tuple[type[BrokerError], ...] = ()
     # Whether it is counted, so that it may be answered with 429.

@@ -65,7 +65,6 @@ CALLS = (
         "Every filter narrows further. `metadata.<key>=<value>` compares one of your own facts as text.",
         group="Connections",
         query=ConnectionQuery,
-        by_metadata=True,
         refusals=(RequestInvalid, CursorUnknown),
     ),
     Call(
