@@ -144,11 +144,11 @@ class Demo:
         return "\n".join(
             (
                 "",
-                "  The OAuth broker's demo is running. Stripe, GitHub and Sequin are pretended by a sandbox",
+                "  The OAuth broker's demo is running. The providers and Sequin are pretended by a sandbox",
                 "  on this machine; the broker in between is the real one. Nothing leaves this machine.",
                 "",
                 f"  Start here          {address}/demo/",
-                f"  Operators' list     {address}/ops/        {OPERATOR} / {password}",
+                f"  Operators' console  {address}/ops/        {OPERATOR} / {password}",
                 f"  The sandbox         {sandbox}/            what it received: {sandbox}/control/log",
                 f"  Data and keys       {self._data_dir}",
                 "",

@@ -33,7 +33,7 @@ def demo(port: int, sandbox_port: int, data_dir: Path) -> None:
 @click.option("--print-env", is_flag=True, help="Print the settings that point a broker at this sandbox, and exit.")
 @until_eof
 def sandbox(port: int, data_dir: Path, *, print_env: bool, until_eof: bool) -> None:
-    """Serve stand-ins for Stripe, GitHub and Sequin on this machine."""
+    """Serve stand-ins for the providers and Sequin on this machine."""
     from broker.sandbox import print_environment, serve
 
     if print_env:

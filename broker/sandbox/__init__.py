@@ -1,4 +1,4 @@
-"""Stand-ins for Stripe, GitHub and Sequin: real HTTP on loopback, with their quirks, and with faults on demand.
+"""Stand-ins for the providers and Sequin: real HTTP on loopback, with their quirks, and with faults on demand.
 
 Nothing here talks to the real services, and nothing of the broker is used but its clock and its `Secret`.
 """

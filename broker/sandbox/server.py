@@ -57,7 +57,7 @@ def serve(port: int, data_dir: Path, *, announce: Callable[[str], None] = print)
     """
     stop = threading.Event()
     with _stopping_on_signals(stop), _served(load_secrets(data_dir), None, port) as sandbox:
-        announce(f"Sandbox on {sandbox.url}: stand-ins for Stripe, GitHub and Sequin. Nothing real is shared.")
+        announce(f"Sandbox on {sandbox.url}: stand-ins for the providers and Sequin. Nothing real is shared.")
         sys.stdout.flush()
         # In slices: a wait without end would not notice signals on every system.
         while not stop.wait(1):
