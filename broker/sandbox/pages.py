@@ -7,7 +7,6 @@ from pathlib import Path
 from flask import Blueprint, current_app, jsonify, render_template, request
 from werkzeug.wrappers import Response
 
-from broker.sandbox.github.session import COOKIE
 from broker.sandbox.world import current_world
 
 blueprint = Blueprint("pages", __name__)
@@ -17,7 +16,7 @@ STATIC = "/static-sandbox/"
 @blueprint.get("/")
 def home() -> Response:
     """Say what this is and where things are."""
-    page = render_template("sandbox/home.html", base=request.url_root.rstrip("/"), world=current_world(), cookie=COOKIE)
+    page = render_template("sandbox/home.html", base=request.url_root.rstrip("/"), world=current_world())
     return Response(page, mimetype="text/html")
 
 

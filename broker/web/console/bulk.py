@@ -8,11 +8,9 @@ from werkzeug.wrappers import Response
 
 from broker.audit import Actor
 from broker.bulk import (
-    MOST_AT_ONCE,
     MOST_PICKED,
     NothingSelected,
     RunState,
-    RunView,
     Selection,
     SelectionGrew,
     TooManySelected,
@@ -25,9 +23,9 @@ LOOKS_AGAIN_SECONDS = 3
 TYPED_FROM = 11
 """From so many on, ending them asks for the number to be typed."""
 WORDS = {
-    BulkAction.CHECK: ("Check now", "Check"),
-    BulkAction.IMPORT: ("Import again", "Import again"),
-    BulkAction.DISCONNECT: ("Disconnect", "Disconnect"),
+    BulkAction.CHECK: "Check now",
+    BulkAction.IMPORT: "Import again",
+    BulkAction.DISCONNECT: "Disconnect",
 }
 
 
@@ -87,7 +85,7 @@ def show_run(ref: str) -> Response:
     run = services().bulk_runs.find(ref)
     is_still = request.args.get("still") == "1"
     response = make_response(render_template("console/bulk_run.html", run=run, words=WORDS, is_still=is_still))
-    if _comes_again(run) and not is_still:
+    if run.state is RunState.RUNNING and not is_still:
         # A header, so that the page needs no script; its address stays the same.
         response.headers["Refresh"] = str(LOOKS_AGAIN_SECONDS)
     return response
@@ -97,10 +95,6 @@ def stop_run(ref: str) -> Response:
     """End a run where it stands."""
     services().bulk_runs.stop(ref, actor=Actor("operator", g.operator.email))
     return redirect(url_for("console.show_run", ref=ref), 303)
-
-
-def _comes_again(run: RunView) -> bool:
-    return run.state is RunState.RUNNING
 
 
 def _is_typed(action: BulkAction, number: int) -> bool:
@@ -121,7 +115,6 @@ def _confirmation(asked: BulkAsked, *, problem: str = "", status: int = 200) -> 
         refusal=refusal,
         problem=problem,
         is_typed=preview is not None and _is_typed(asked.action, preview.count),
-        most=MOST_AT_ONCE,
         back=asked.narrowing.address(),
     )
     return page, status
