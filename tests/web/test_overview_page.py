@@ -69,6 +69,7 @@ def test_numbers_come_first_and_every_chart_says_its_finding(app: Flask, operato
         "1 attempt failed, and 1 was given up.",
         "Of 1 link, 0 led to an import. Most stop before “Opened”: 1.",
         "2 connections, 100 % of them through stripe.",
+        "somebody has to do something",
         "1 of 2 connections needs attention.",
         "Half of the imports arrived within 3.0 s, 95 of 100 within 3.0 s.",
         "Consent denied (failed) is the most frequent: 1 of 3.",
@@ -132,6 +133,8 @@ def test_a_quiet_period_says_so_at_each_chart(app: Flask, house: House, operator
     page = text_of(signed_in(app, operators).get("/ops/?period=24h"))
     assert page.count("Nothing to draw in these 24 hours.") == 5
     assert "1 of them not checked in the last day" in page
+    assert "nothing to do" in page
+    assert "somebody has to do something" not in page
 
 
 def test_a_large_broker_shows_what_was_counted_last_and_when(

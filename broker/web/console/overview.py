@@ -106,7 +106,7 @@ def _period() -> Period:
 def _numbers(found: Overview, period: Period) -> list[Number]:
     groups, length = found.groups, PERIODS[period]
     connected = sum(found.connected)
-    unchecked = total(groups, [Status.UNKNOWN])
+    unchecked, broken = total(groups, [Status.UNKNOWN]), total(groups, NEEDS_ATTENTION)
     waiting_for_owner = total(groups, [Status.AWAITING_APPROVAL])
     times = found.times
     return [
@@ -116,7 +116,7 @@ def _numbers(found: Overview, period: Period) -> list[Number]:
             url_for("console.list_connections"),
         ),
         Number(
-            "Need attention", _count(total(groups, NEEDS_ATTENTION)), "somebody has to do something",
+            "Need attention", _count(broken), "somebody has to do something" if broken else "nothing to do",
             url_for("console.list_connections", status=_most(found, NEEDS_ATTENTION)),
         ),
         Number(
