@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -18,22 +17,9 @@ from broker.apikeys import ApiKeys, Scope
 from broker.app import create_app
 from broker.models import ConnectedAccount, Event, Flow, IdempotentCall, ImportState, Link
 from broker.web.api import SCOPES, limiter_key
-from tests.house import House, make_settings, open_house
+from tests.house import House, make_settings
 
 PERSON = {"end_user": {"id": "user-1", "email": "jo@example.com", "name": "Jo"}}
-
-
-@pytest.fixture
-def house(database_url: str) -> Iterator[House]:
-    with open_house(database_url) as opened:
-        yield opened
-
-
-@pytest.fixture
-def app(house: House, tmp_path: Path) -> Iterator[Flask]:
-    built = create_app(make_settings(house.settings.database_url, data_dir=tmp_path), clock=house.clock)
-    yield built
-    built.extensions["broker"].database.engine.dispose()
 
 
 @pytest.fixture

@@ -6,8 +6,6 @@ import csv
 import io
 import json
 import re
-from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 import sqlalchemy as sa
@@ -15,27 +13,13 @@ from flask import Flask
 from flask.testing import FlaskClient
 
 from broker import audit, audit_trail
-from broker.app import create_app
 from broker.cli.audit import audit as commands
 from broker.models import AuditRecord, Role
 from broker.operators import Operators
 from broker.services import Services
 from broker.web.spreadsheet import cell
-from tests.house import House, make_settings, open_house
+from tests.house import House
 from tests.web.test_console import signed_in, text_of
-
-
-@pytest.fixture
-def house(database_url: str) -> Iterator[House]:
-    with open_house(database_url) as opened:
-        yield opened
-
-
-@pytest.fixture
-def app(house: House, tmp_path: Path) -> Iterator[Flask]:
-    built = create_app(make_settings(house.settings.database_url, data_dir=tmp_path), clock=house.clock)
-    yield built
-    built.extensions["broker"].database.engine.dispose()
 
 
 @pytest.fixture

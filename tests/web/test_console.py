@@ -5,7 +5,6 @@ from __future__ import annotations
 import csv
 import io
 import re
-from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from html import unescape
 from pathlib import Path
@@ -23,32 +22,14 @@ from broker.models import AuditRecord, ImportState, Job, JobState, Orphan, Role
 from broker.operators import Operators
 from broker.secret import Secret
 from broker.web.console import OPEN, ROLES
-from tests.house import House, make_settings, open_house
+from tests.house import House, make_settings
 
 PASSWORD = "correct horse battery staple"
 
 
 @pytest.fixture
-def house(database_url: str) -> Iterator[House]:
-    with open_house(database_url) as opened:
-        yield opened
-
-
-@pytest.fixture
-def app(house: House, tmp_path: Path) -> Iterator[Flask]:
-    built = create_app(make_settings(house.settings.database_url, data_dir=tmp_path), clock=house.clock)
-    yield built
-    built.extensions["broker"].database.engine.dispose()
-
-
-@pytest.fixture
 def client(app: Flask) -> FlaskClient:
     return app.test_client()
-
-
-@pytest.fixture
-def operators(house: House) -> Operators:
-    return Operators(house.database, house.clock)
 
 
 def csrf_of(response: TestResponse) -> str:

@@ -12,9 +12,7 @@ from werkzeug.test import TestResponse
 from broker.models import Role
 from broker.operators import Operators
 from tests.house import House
-from tests.web.test_console import app, csrf_of, house, operators, signed_in, text_of
-
-__all__ = ["app", "house", "operators"]
+from tests.web.test_console import csrf_of, signed_in, text_of
 
 
 def connections(house: House, count: int) -> list[str]:

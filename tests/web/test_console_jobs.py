@@ -11,9 +11,7 @@ from flask import Flask
 from broker.models import Job, JobState, Role
 from broker.operators import Operators
 from tests.house import House
-from tests.web.test_console import app, csrf_of, house, operators, signed_in, text_of
-
-__all__ = ["app", "house", "operators"]
+from tests.web.test_console import csrf_of, signed_in, text_of
 
 
 def a_job(app: Flask, house: House, state: JobState, subject: int = 1, **changes: Any) -> int:

@@ -15,9 +15,7 @@ from broker.links import LinkRequest
 from broker.models import Link, Role
 from broker.operators import Operators
 from tests.house import House
-from tests.web.test_console import app, csrf_of, house, operators, signed_in, text_of
-
-__all__ = ["app", "house", "operators"]
+from tests.web.test_console import csrf_of, signed_in, text_of
 
 
 def test_a_link_is_made_and_its_address_shown_once(app: Flask, house: House, operators: Operators) -> None:

@@ -14,9 +14,7 @@ from broker.settings import CONFIG_SETTINGS, SETTINGS
 from broker.web.console.settings import shown
 from tests.house import make_settings
 from tests.openid import people, staff
-from tests.web.test_console import app, house, operators, signed_in, text_of
-
-__all__ = ["app", "house", "operators"]
+from tests.web.test_console import signed_in, text_of
 
 
 def test_every_setting_is_shown_and_no_secret(app: Flask, operators: Operators) -> None:

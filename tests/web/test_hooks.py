@@ -17,18 +17,12 @@ from broker.app import create_app
 from broker.models import ProviderEvent
 from broker.secret import Secret
 from broker.web.hooks import LONGEST_BODY
-from tests.house import House, make_settings, open_house, stripe_app
+from tests.house import House, make_settings, stripe_app
 from tests.providers.cases import CASES
 from tests.providers.stripe import stripe_signs
 
 SECRETS = (Secret("whsec_new"), Secret("whsec_old"))
 BODY = json.dumps(CASES["stripe"].event).encode()
-
-
-@pytest.fixture
-def house(database_url: str) -> Iterator[House]:
-    with open_house(database_url) as opened:
-        yield opened
 
 
 def build(house: House, tmp_path: Path, **changes: Any) -> Flask:

@@ -11,15 +11,9 @@ from flask import Flask
 from broker.app import create_app
 from broker.models import ImportState
 from broker.secret import Secret
-from tests.house import House, make_settings, open_house
+from tests.house import House, make_settings
 
 TOKEN = "a-token-for-prometheus"
-
-
-@pytest.fixture
-def house(database_url: str) -> Iterator[House]:
-    with open_house(database_url) as opened:
-        yield opened
 
 
 @pytest.fixture

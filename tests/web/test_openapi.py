@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -18,28 +17,14 @@ from hypothesis import HealthCheck, given, settings
 from schemathesis.checks import CHECKS, load_all_checks
 
 from broker.apikeys import ApiKeys
-from broker.app import create_app
 from broker.db import DatabaseUnavailable
 from broker.models import Flow, Hold, Link
 from broker.web.api import CALLS
 from broker.web.api.openapi import document
-from tests.house import House, make_settings, open_house
+from tests.house import House, make_settings
 from tests.web.test_api import bearer
 
 BODY = {"end_user": {"id": "user-1"}}
-
-
-@pytest.fixture
-def house(database_url: str) -> Iterator[House]:
-    with open_house(database_url) as opened:
-        yield opened
-
-
-@pytest.fixture
-def app(house: House, tmp_path: Path) -> Iterator[Flask]:
-    built = create_app(make_settings(house.settings.database_url, data_dir=tmp_path), clock=house.clock)
-    yield built
-    built.extensions["broker"].database.engine.dispose()
 
 
 @pytest.fixture

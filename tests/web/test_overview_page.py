@@ -5,39 +5,18 @@ from __future__ import annotations
 import csv
 import io
 import re
-from collections.abc import Iterator
 from datetime import timedelta
-from pathlib import Path
 
 import pytest
 from flask import Flask
 
 from broker import overview
-from broker.app import create_app
 from broker.events import EventType
 from broker.models import ImportState, Role
 from broker.operators import Operators
-from tests.house import House, make_settings, open_house
+from tests.house import House
 from tests.test_overview import a_link, event, note
 from tests.web.test_console import signed_in, text_of
-
-
-@pytest.fixture
-def house(database_url: str) -> Iterator[House]:
-    with open_house(database_url) as opened:
-        yield opened
-
-
-@pytest.fixture
-def app(house: House, tmp_path: Path) -> Iterator[Flask]:
-    built = create_app(make_settings(house.settings.database_url, data_dir=tmp_path), clock=house.clock)
-    yield built
-    built.extensions["broker"].database.engine.dispose()
-
-
-@pytest.fixture
-def operators(house: House) -> Operators:
-    return Operators(house.database, house.clock)
 
 
 @pytest.fixture

@@ -3,35 +3,19 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
-from pathlib import Path
 from urllib.parse import parse_qs, urlsplit
 
 import pytest
 from flask import Flask
 from flask.testing import FlaskClient
 
-from broker.app import create_app
 from broker.circuits import app_circuit
 from broker.errors import ClientRefused, SequinUnavailable
 from broker.links import LinkRequest
 from broker.models import Flow, Role
 from broker.operators import Operators
-from tests.house import House, make_settings, open_house
+from tests.house import House
 from tests.web.test_console import csrf_of, signed_in, text_of
-
-
-@pytest.fixture
-def house(database_url: str) -> Iterator[House]:
-    with open_house(database_url) as opened:
-        yield opened
-
-
-@pytest.fixture
-def app(house: House, tmp_path: Path) -> Iterator[Flask]:
-    built = create_app(make_settings(house.settings.database_url, data_dir=tmp_path), clock=house.clock)
-    yield built
-    built.extensions["broker"].database.engine.dispose()
 
 
 @pytest.fixture
