@@ -356,7 +356,9 @@ class WebhookEndpoints:
         with self._database.write() as connection:
             endpoint = _key_of(connection, public_id)
             key = _delivery_key(connection, endpoint, event_id)
-            self._again(connection, endpoint, _deliveries.c.id == key)
+            if not self._again(connection, endpoint, _deliveries.c.id == key):
+                # Taken back with its endpoint since it was looked up.
+                raise DeliveryUnknown
             self._audit(connection, actor, "event_resent", public_id, event=event_id)
             view = _delivery_view(
                 connection.execute(_sent().where(_deliveries.c.id == key)).one(),
