@@ -9,30 +9,14 @@ from contextlib import suppress
 
 import structlog
 
-from broker.approvals import Approvals
-from broker.audit_chain import AuditChain
 from broker.bulk import KIND as BULK
-from broker.bulk import BulkRuns
-from broker.circuits import NEEDS, SEQUIN, Circuits, OpenCircuit
-from broker.db import Database
-from broker.delivery import Deliveries
-from broker.discards import Discards
-from broker.disconnection import Disconnections
-from broker.erasure import Erasures
+from broker.circuits import NEEDS, SEQUIN, OpenCircuit
 from broker.errors import BrokerError, Verdict
-from broker.flows import Flows
-from broker.jobs import Done, Jobs, LeasedJob, Outcome, Retry
-from broker.journal import FlowJournal
-from broker.notifications import NOTIFY, Notifications
+from broker.jobs import Done, LeasedJob, Outcome, Retry
+from broker.notifications import NOTIFY
 from broker.overview import KIND as COUNT
-from broker.overview import Overviews
-from broker.probes import Probes
 from broker.provider_events import KIND as PROVIDER_EVENT
-from broker.provider_events import ProviderEvents
-from broker.purge import Purge
-from broker.reconciliation import Reconciliation
-from broker.refresh import Refreshes
-from broker.verification import Verifications
+from broker.services import Services
 
 IDLE_SECONDS = 0.5
 """How long an idle worker waits before it looks again, unless this process has committed new work."""
@@ -49,43 +33,12 @@ log = structlog.get_logger(__name__)
 class Worker:
     """A few threads that lease jobs and run them. Start it after a fork, never before."""
 
-    def __init__(
-        self,
-        *,
-        database: Database,
-        jobs: Jobs,
-        flows: Flows,
-        journal: FlowJournal,
-        deliveries: Deliveries,
-        verifications: Verifications,
-        refreshes: Refreshes,
-        probes: Probes,
-        provider_events: ProviderEvents,
-        approvals: Approvals,
-        disconnections: Disconnections,
-        bulk_runs: BulkRuns,
-        discards: Discards,
-        erasures: Erasures,
-        reconciliation: Reconciliation,
-        notifications: Notifications,
-        circuits: Circuits,
-        knock: Callable[[], object],
-        purge: Purge,
-        overviews: Overviews,
-        audit_chain: AuditChain,
-        threads: int,
-    ) -> None:
-        """`knock` asks Sequin anything at all: what looks whether it is back when no job can."""
-        self._circuits = circuits
-        self._knock = knock
-        self._database = database
-        self._jobs = jobs
-        self._flows = flows
-        self._journal = journal
-        self._reconciliation = reconciliation
-        self._purge = purge
-        self._audit_chain = audit_chain
-        self._notifications = notifications
+    def __init__(self, services: Services, *, threads: int) -> None:
+        """With no threads it runs only what `run_once` and `notify_once` are called for."""
+        self._services = services
+        self._database = services.database
+        self._jobs = services.jobs
+        self._circuits = services.circuits
         # Webhooks have threads of their own: however slow an endpoint is, it keeps no import waiting.
         lanes = [("worker", self._work_turn)] * threads + [("notifier", self.notify_once)] * (
             NOTIFIERS if threads else 0
@@ -100,26 +53,26 @@ class Worker:
         self._sweeping = threading.Lock()
         # Each handler settles its own job, because the outcome commits with what it changed.
         self._handlers: Mapping[str, Callable[[LeasedJob], Outcome]] = {
-            "import": deliveries.run,
-            "verify": verifications.run,
-            "refresh": refreshes.run,
-            "probe": probes.run,
-            PROVIDER_EVENT: provider_events.run,
-            "approval": approvals.run,
-            "revoke": disconnections.run_revoke,
-            "remove": disconnections.run_remove,
-            "discard": discards.run,
-            "reconcile": reconciliation.run,
-            "purge": purge.run,
-            COUNT: overviews.run,
-            "forget": erasures.run,
-            BULK: bulk_runs.run,
+            "import": services.deliveries.run,
+            "verify": services.verifications.run,
+            "refresh": services.refreshes.run,
+            "probe": services.probes.run,
+            PROVIDER_EVENT: services.provider_events.run,
+            "approval": services.approvals.run,
+            "revoke": services.disconnections.run_revoke,
+            "remove": services.disconnections.run_remove,
+            "discard": services.discards.run,
+            "reconcile": services.reconciliation.run,
+            "purge": services.purge.run,
+            COUNT: services.overviews.run,
+            "forget": services.erasures.run,
+            BULK: services.bulk_runs.run,
             "finish": self._finish,
         }
         # Who else has to know that a job failed in a way nobody foresaw.
         self._failed: Mapping[str, Callable[[LeasedJob, Outcome], None]] = {
-            "import": deliveries.failed,
-            "discard": discards.failed,
+            "import": services.deliveries.failed,
+            "discard": services.discards.failed,
         }
 
     def start(self) -> None:
@@ -166,7 +119,7 @@ class Worker:
         after = self._circuits.look(circuit.name)
         if after is not None and after.failures == circuit.failures:
             with suppress(BrokerError), self._circuits.watching(circuit.name):
-                self._knock()
+                self._services.sequin.survey()
         return len(jobs)
 
     def _work_turn(self) -> int:
@@ -175,7 +128,7 @@ class Worker:
 
     def notify_once(self) -> int:
         """Queue what happened for the endpoints, send one of them what waits for it; returns how many that were."""
-        self._notifications.dispatch()
+        self._services.notifications.dispatch()
         jobs = self._jobs.lease([NOTIFY])
         for job in jobs:
             self._run(job)
@@ -197,7 +150,7 @@ class Worker:
         try:
             if job.fence > 1 and not self._jobs.renew(job):
                 return True
-            run = self._notifications.run if job.kind == NOTIFY else self._handlers[job.kind]
+            run = self._services.notifications.run if job.kind == NOTIFY else self._handlers[job.kind]
             outcome = run(job)
         except Exception as failure:
             # One poisoned row never blocks the others: it waits longer each time, and parks in the end.
@@ -208,7 +161,7 @@ class Worker:
 
     def _finish(self, job: LeasedJob) -> Outcome:
         try:
-            self._flows.finish(job.subject_id)
+            self._services.flows.finish(job.subject_id)
             outcome: Outcome = Done()
         except BrokerError as failure:
             if failure.verdict is not Verdict.RETRY:
@@ -231,11 +184,11 @@ class Worker:
         try:
             if time.monotonic() - self._swept >= SWEEP_SECONDS:
                 self._swept = time.monotonic()
-                self._journal.sweep()
-                self._reconciliation.schedule()
-                self._purge.schedule()
+                self._services.journal.sweep()
+                self._services.reconciliation.schedule()
+                self._services.purge.schedule()
             if time.monotonic() - self._sealed >= SEAL_SECONDS:
                 self._sealed = time.monotonic()
-                self._audit_chain.seal()
+                self._services.audit_chain.seal()
         finally:
             self._sweeping.release()

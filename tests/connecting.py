@@ -35,7 +35,6 @@ from broker.secret import Secret
 from broker.services import Services
 from broker.settings import OAuthApp
 from broker.vault import Vault
-from broker.web.embedded import build_worker
 from broker.worker import Worker
 from tests.house import House, open_house, stripe_app
 
@@ -348,5 +347,5 @@ def _bench(house: House, network: responses.RequestsMock, providers: Mapping[str
         network=network,
         services=services,
         vault=Vault(house.settings.encryption_keys),
-        worker=build_worker(services, threads=2),
+        worker=Worker(services, threads=2),
     )

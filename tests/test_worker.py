@@ -15,8 +15,7 @@ from broker import logs
 from broker.jobs import GIVE_UP_AFTER, LEASE_SECONDS
 from broker.journal import FINISH_AFTER
 from broker.models import BrowserSession, ConnectedAccount, Flow, Job, JobState
-from broker.web.embedded import build_worker
-from broker.worker import BATCH, IDLE_SECONDS, SWEEP_SECONDS
+from broker.worker import BATCH, IDLE_SECONDS, SWEEP_SECONDS, Worker
 from tests.connecting import CREDENTIAL, SEQUIN, STRIPE_ACCOUNT, STRIPE_TOKEN, Bench, open_bench
 
 IMPORT = f"{SEQUIN}/v1/credentials"
@@ -130,7 +129,7 @@ def test_after_a_killed_worker_another_one_does_its_work(bench: Bench) -> None:
     bench.lease("import")
     assert bench.worker.run_once() == 0
     bench.later(seconds=LEASE_SECONDS)
-    assert build_worker(bench.services, threads=0).run_once() == 1
+    assert Worker(bench.services, threads=0).run_once() == 1
     assert states(bench) == {"acct_0": "imported"}
 
 
@@ -201,7 +200,7 @@ def test_threads_do_what_is_committed_and_end_when_told(bench: Bench) -> None:
         return 200, {}, json.dumps({"id": CREDENTIAL})
 
     bench.answering("POST", IMPORT, answer)
-    worker = build_worker(bench.services, threads=2)
+    worker = Worker(bench.services, threads=2)
     worker.start()
     bench.connect()
     assert imported.wait(20)
@@ -212,7 +211,7 @@ def test_threads_do_what_is_committed_and_end_when_told(bench: Bench) -> None:
 
 def test_a_worker_that_stops_finishes_the_running_job_and_hands_the_others_back(bench: Bench) -> None:
     connect(bench, 3)
-    worker = build_worker(bench.services, threads=0)
+    worker = Worker(bench.services, threads=0)
 
     def answer(_request: requests.PreparedRequest) -> tuple[int, dict[str, str], str]:
         worker.stop()
@@ -241,7 +240,7 @@ def test_a_database_that_is_away_for_a_while_does_not_end_the_thread(bench: Benc
 
     bench.answering("POST", IMPORT, answer)
     bench.jobs.lease = away  # type: ignore[method-assign, assignment]
-    worker = build_worker(bench.services, threads=1)
+    worker = Worker(bench.services, threads=1)
     worker.start()
     assert failed.wait(20)
     bench.connect()
@@ -262,7 +261,7 @@ def test_sessions_whose_time_is_over_are_forgotten(bench: Bench) -> None:
         return count
 
     sessions.purge = noted  # type: ignore[method-assign]
-    worker = build_worker(bench.services, threads=1)
+    worker = Worker(bench.services, threads=1)
     worker.start()
     assert purged.wait(20)
     worker.stop()

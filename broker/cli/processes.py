@@ -45,7 +45,7 @@ def web(context: click.Context, bind: str | None, processes: int, threads: int, 
 @click.pass_context
 def worker(context: click.Context, threads: int, *, until_eof: bool) -> None:
     """Deliver to Sequin, and finish what was interrupted."""
-    from broker.web.embedded import build_worker
+    from broker.worker import Worker
 
     services: Services = context.ensure_object(ScriptInfo).load_app().extensions["broker"]
     _require_ready(services)
@@ -54,7 +54,7 @@ def worker(context: click.Context, threads: int, *, until_eof: bool) -> None:
         signal.signal(number, lambda *_: stopping.set())
     if until_eof:
         stop_at_end_of_input()
-    running = build_worker(services, threads)
+    running = Worker(services, threads=threads)
     running.start()
     log.info("worker.started", threads=threads)
     stopping.wait()

@@ -31,7 +31,7 @@ class EmbeddedWorker:
         with self._lock:
             if self._pid == os.getpid():
                 return
-            self._worker = build_worker(self._services, self._services.settings.workers)
+            self._worker = Worker(self._services, threads=self._services.settings.workers)
             self._worker.start()
             self._pid = os.getpid()
 
@@ -39,34 +39,6 @@ class EmbeddedWorker:
         """Let running jobs finish and hand the others back."""
         if self._worker is not None and self._pid == os.getpid():
             self._worker.stop()
-
-
-def build_worker(services: Services, threads: int) -> Worker:
-    """Return a worker over these collaborators."""
-    return Worker(
-        database=services.database,
-        jobs=services.jobs,
-        flows=services.flows,
-        journal=services.journal,
-        deliveries=services.deliveries,
-        verifications=services.verifications,
-        refreshes=services.refreshes,
-        probes=services.probes,
-        provider_events=services.provider_events,
-        approvals=services.approvals,
-        disconnections=services.disconnections,
-        bulk_runs=services.bulk_runs,
-        discards=services.discards,
-        erasures=services.erasures,
-        reconciliation=services.reconciliation,
-        notifications=services.notifications,
-        circuits=services.circuits,
-        knock=services.sequin.survey,
-        purge=services.purge,
-        overviews=services.overviews,
-        audit_chain=services.audit_chain,
-        threads=threads,
-    )
 
 
 def init_app(app: Flask, services: Services) -> None:

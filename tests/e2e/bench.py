@@ -23,7 +23,6 @@ from broker.sandbox.consent import Consent
 from broker.sandbox.faults import parse_fault
 from broker.services import Services
 from broker.settings import load_settings
-from broker.web.embedded import build_worker
 from broker.worker import Worker
 from tests.e2e.handoff_checker import Violation, gather, violations
 from tests.e2e.relay import Relay
@@ -145,7 +144,7 @@ def running_bench(database_url: str, folder: Path) -> Iterator[Bench]:
         services: Services = app.extensions["broker"]
         try:
             yield Bench(
-                environment["BROKER_PUBLIC_URL"], services, build_worker(services, 1), sandbox, relay,
+                environment["BROKER_PUBLIC_URL"], services, Worker(services, threads=1), sandbox, relay,
                 folder / "clients.jsonl", database_url,
             )  # fmt: skip
         finally:
