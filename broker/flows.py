@@ -353,7 +353,8 @@ class Flows:
             )
             if wish.is_elsewhere and (address := self._to_installation(step, app)) is not None:
                 return Onward(step.flow_ref, address)
-            if wish.was_requested and provider.requester is not None:
+            # A test asks no owner for anything: nothing is to come of it.
+            if wish.was_requested and provider.requester is not None and not step.trial:
                 with self._circuits.watching(app_circuit(app.key)):
                     requester_id = provider.requester(app.config, grant, call)
                 return self._await(step, app, requester_id)

@@ -421,7 +421,7 @@ class FlowJournal:
         verifier = None
         if hop.verifier_sealed is not None:
             verifier = Secret(self._vault.open(hop.verifier_sealed, hop_binding(hop.state_hash)).decode())
-        return Step(flow.id, flow.ref, reconnects=flow.reconnects_id), code, verifier
+        return Step(flow.id, flow.ref, reconnects=flow.reconnects_id, trial=flow.trial), code, verifier
 
     # --- waiting for the person ------------------------------------------------------------------------
 
@@ -486,7 +486,7 @@ class FlowJournal:
                 raise FlowEnded
             note(connection, flow.id, "picked" if account_id else "looked_again", at=now, detail=account_id)
             self._jobs.enqueue(connection, "finish", flow.id, after=FINISH_AFTER)
-        return Step(flow.id, flow.ref, reconnects=flow.reconnects_id)
+        return Step(flow.id, flow.ref, reconnects=flow.reconnects_id, trial=flow.trial)
 
     def note_selector(self, step: Step, selector: str | None) -> None:
         """Keep what the person picked at the provider, so that the worker could go on from here."""

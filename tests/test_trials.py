@@ -146,6 +146,22 @@ def test_what_the_worker_finishes_stays_a_test(bench: Bench, trials: Trials) -> 
     assert bench.rows(ConnectedAccount) == []
 
 
+@pytest.mark.parametrize("way", ["look again", "back from there", "asked an owner"])
+def test_a_test_that_goes_by_the_installation_page_stays_one(bench: Bench, trials: Trials, way: str) -> None:
+    bench.github(person_installation(9))
+    first = go(bench, "github")
+    # No page of a test offers this; a form posted by hand gets there all the same.
+    state = state_in(bench.flows.begin_again(first, "github", bench.browser, elsewhere=True))
+    onward = bench.come_back(state, "github")
+    if way == "look again":
+        bench.flows.look_again(onward.flow_ref, bench.browser)
+    else:
+        bench.from_installation(onward.address, *((9,) if way == "back from there" else (None, "request")))
+
+    assert trials.find(onward.flow_ref).worked
+    assert bench.rows(ConnectedAccount) == bench.rows(Claim) == bench.rows(Event) == []
+
+
 def test_hosts_are_told_nothing_and_no_figure_counts_it(bench: Bench, trials: Trials) -> None:
     bench.stripe()
     go(bench)
