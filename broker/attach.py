@@ -18,6 +18,7 @@ from broker.db import table
 from broker.errors import AccountDisconnected, AccountTaken, BrokerError, LinkSpent, Verdict
 from broker.events import EventType
 from broker.jobs import Jobs
+from broker.links import BY_PERSON
 from broker.models import Claim, ConnectedAccount, EndUser, Flow, FlowState, ImportState, Job, JobState, Link, LinkUse
 from broker.oauth import Grant
 from broker.providers.base import Account
@@ -40,18 +41,19 @@ _END_FLOW = _FLOW.where(_flows.c.state == FlowState.REDEEMING).returning(
     _flows.c.end_user_id, _flows.c.link_id, _flows.c.grant_received_at, _flows.c.selector, _flows.c.chosen_account_id
 )
 _HOST = (
-    sa.select(_links.c.host_metadata, _people.c.external_id)
+    sa.select(_links.c.host_metadata, _links.c.created_by, _people.c.external_id)
     .join(_people, _people.c.id == _links.c.end_user_id)
     .where(_links.c.id == sa.bindparam("link"))
 )
 _CONNECTED_BEFORE = sa.select(
-    _connections.c.id, _connections.c.ref, _connections.c.token_version, _connections.c.disconnected_at
+    _connections.c.id, _connections.c.ref, _connections.c.token_version, _connections.c.disconnected_at,
+    _connections.c.host_metadata,
 ).where(
     _connections.c.end_user_id == sa.bindparam("person"),
     _connections.c.app_key == sa.bindparam("app"),
     _connections.c.account_id == sa.bindparam("account"),
     _connections.c.mode == sa.bindparam("mode"),
-)
+)  # fmt: skip
 _ADD = sa.insert(_connections).returning(_connections)
 _RENEW = sa.update(_connections).where(_connections.c.id == sa.bindparam("key")).returning(_connections)
 _ENDS_CONNECTION = (
@@ -154,7 +156,7 @@ def attach(connection: Connection, what: Attachment, *, vault: Vault, jobs: Jobs
     claim_account(connection, what.app.key, what.account, flow.end_user_id)
     require_settled(connection, what.app.key, what.account, what.proven_from)
     host = connection.execute(_HOST, {"link": flow.link_id}).one()
-    saved = _save(connection, what, flow, host.host_metadata, vault=vault, jobs=jobs, now=now)
+    saved = _save(connection, what, flow, host, vault=vault, jobs=jobs, now=now)
     connection.execute(_FLOW, {"key": what.flow_id, "connection_id": saved.id})
     spend_link(connection, flow.link_id, what.app.key, saved.id, now)
     ref: str = saved.ref
@@ -209,7 +211,7 @@ def _save(
     connection: Connection,
     what: Attachment,
     flow: Row[Any],
-    metadata: dict[str, Any],
+    host: Row[Any],
     *,
     vault: Vault,
     jobs: Jobs,
@@ -219,6 +221,9 @@ def _save(
     account = what.account
     key = {"person": flow.end_user_id, "app": what.app.key, "account": account.id, "mode": account.mode}
     existing = connection.execute(_CONNECTED_BEFORE, key).one_or_none()
+    # What the host says of a connection is not for the person to take away, who makes a link that says nothing.
+    told = existing if existing is not None and host.created_by == BY_PERSON else host
+    metadata: dict[str, Any] = told.host_metadata
     ref = existing.ref if existing else new_ref()
     version = existing.token_version + 1 if existing else 1
     values: dict[str, Any] = {

@@ -41,7 +41,9 @@ from broker.errors import (
     LinkUsed,
     OtherBrowser,
     Refused,
+    TooManyFlows,
 )
+from broker.journal import MOST_OPEN_FLOWS
 from broker.models import ConnectedAccount, EndUser, Flow, FlowState, Link, LinkUse
 from broker.references import new_id
 from broker.secret import digest, random_token
@@ -67,7 +69,7 @@ class LinkInvalid(Refused):
 
 
 BY_PERSON = "person"
-"""Who makes the link when somebody connects an account again from their own page."""
+"""Who makes the link when somebody connects an account, or connects one again, from their own page."""
 
 
 @dataclass(frozen=True)
@@ -162,7 +164,8 @@ class Links:
         """Make a link for an end user, who is remembered or brought up to date.
 
         Raises LinkInvalid, ConnectionUnknown for a reconnect link of somebody else's connection, AppUnknown when its
-        OAuth app is no longer configured, or EndUserErased while that person is being forgotten.
+        OAuth app is no longer configured, EndUserErased while that person is being forgotten, or TooManyFlows for a
+        person who has begun too much by themself.
         """
         return_url = self._checked(request)
         public_id, token, now = new_id("lnk"), random_token(), self._clock.now()
@@ -171,6 +174,8 @@ class Links:
             end_user_id = end_users.remember(
                 connection, request.end_user_id, email=request.email, name=request.name, now=now
             )
+            if created_by == BY_PERSON and _under_way(connection, end_user_id, now) >= MOST_OPEN_FLOWS:
+                raise TooManyFlows
             reconnects = self._reconnects(connection, request, end_user_id)
             apps = None if request.apps is None else list(dict.fromkeys(request.apps))
             connection.execute(
@@ -548,6 +553,21 @@ def _admit(connection: Connection, row: _Row, used: bool, browser_hash: str | No
         raise OtherBrowser
     if row.expires_at <= now:
         raise LinkExpired
+
+
+def _under_way(connection: Connection, end_user_id: int, now: datetime) -> int:
+    """Return how many flows a person has begun by themself and not ended: each has a link of its own."""
+    return connection.execute(
+        sa.select(sa.func.count())
+        .select_from(Flow)
+        .join(Link, Link.id == Flow.link_id)
+        .where(
+            Link.end_user_id == end_user_id,
+            Link.created_by == BY_PERSON,
+            Flow.ended_at.is_(None),
+            Flow.expires_at > now,
+        )
+    ).scalar_one()
 
 
 def _flow_is_open(connection: Connection, link_id: int, now: datetime) -> bool:
