@@ -208,14 +208,14 @@ class Operators:
         refused: OperatorNotPermitted | None = None
         with self._database.write() as connection:
             try:
-                operator_id = _admitted(connection, who, email, unknown_password, now)
+                operator_id, name = _admitted(connection, who, email, unknown_password, now)
             except OperatorNotPermitted as refusal:
                 # Kept until the record of it is committed.
                 refused = refusal
                 detail: dict[str, object] = {"why": refusal.code, "address": throttle.network(address)}
                 _audit(connection, now, Actor("operator", email), "operator.sign_in_failed", email, detail)
             else:
-                _audit(connection, now, Actor("operator", email), "operator.signed_in", email, {"by": "openid"})
+                _audit(connection, now, Actor("operator", name), "operator.signed_in", name, {"by": "openid"})
         if refused is not None:
             raise refused
         return operator_id
@@ -283,8 +283,13 @@ def _end_sessions(connection: Connection, operator_id: int) -> None:
     connection.execute(sa.delete(BrowserSession).where(BrowserSession.operator_id == operator_id))
 
 
-def _admitted(connection: Connection, who: Identity, email: str, unknown_password: str, now: datetime) -> int:
-    """Find or make the operator, and bring it up to date. Raises OperatorNotPermitted."""
+def _admitted(
+    connection: Connection, who: Identity, email: str, unknown_password: str, now: datetime
+) -> tuple[int, str]:
+    """Find or make the operator, bring it up to date, and return its key and the e-mail it goes by.
+
+    Raises OperatorNotPermitted.
+    """
     columns = sa.select(Operator.id, Operator.email, Operator.role, Operator.disabled_at, Operator.subject)
     known = connection.execute(
         columns.where(Operator.issuer == who.issuer, Operator.subject == who.subject).with_for_update()
@@ -297,16 +302,19 @@ def _admitted(connection: Connection, who: Identity, email: str, unknown_passwor
         made = _insert(connection, email, who.role, unknown_password, now, issuer=who.issuer, subject=who.subject)
         if made is not None:
             _audit(connection, now, Actor("operator", email), "operator.created", email, {"role": who.role.value})
-            return made
+            return made, email
         known = connection.execute(columns.where(Operator.email == email).with_for_update()).one_or_none()
         # Who proves to own the address that an operator was created under is that operator.
         if known is None or known.subject is not None or not who.email_verified:
             raise OperatorEmailTaken("an operator with this e-mail signs in otherwise", shown=email)
-        _audit(connection, now, Actor("operator", email), "operator.linked", email)
     if known.disabled_at is not None:
         raise OperatorDisabled("disabled", shown=email)
+    if known.subject is None:
+        _audit(connection, now, Actor("operator", email), "operator.linked", email)
     taken = sa.select(Operator.id).where(Operator.email == email, Operator.id != known.id)
-    kept_email = email if connection.execute(taken).first() is None else known.email
+    # The audit trail names operators by it: nobody takes a name that the provider does not vouch for.
+    may_change = who.email_verified and connection.execute(taken).first() is None
+    kept_email = email if may_change else known.email
     connection.execute(
         sa.update(Operator)
         .where(Operator.id == known.id)
@@ -314,9 +322,8 @@ def _admitted(connection: Connection, who: Identity, email: str, unknown_passwor
     )
     if known.role != who.role:
         detail: dict[str, object] = {"from": known.role, "to": who.role.value}
-        _audit(connection, now, Actor("operator", email), "operator.role_changed", kept_email, detail)
-    found: int = known.id
-    return found
+        _audit(connection, now, Actor("operator", kept_email), "operator.role_changed", kept_email, detail)
+    return known.id, kept_email
 
 
 def _normalised(email: str) -> str:

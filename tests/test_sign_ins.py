@@ -349,8 +349,26 @@ def test_nobody_signs_in_by_password_who_never_had_one(doors: Doors) -> None:
 
 def test_an_operator_is_still_the_same_under_another_address(doors: Doors) -> None:
     key = doors.come(doors.operators, **SAM, roles="admin")
-    assert doors.come(doors.operators, email="sam.lee@example.com", roles="admin") == key
+    assert doors.come(doors.operators, email="sam.lee@example.com", email_verified=True, roles="admin") == key
     assert operator(doors).email == "sam.lee@example.com"
+
+
+def test_an_operator_goes_by_no_other_address_than_one_that_is_proven(doors: Doors) -> None:
+    key = doors.come(doors.operators, **SAM, roles="viewer")
+    for verified in (None, False, "true"):
+        assert doors.come(doors.operators, email="boss@example.com", email_verified=verified, roles="viewer") == key
+    assert operator(doors).email == "sam@example.com"
+    assert "boss@example.com" not in repr(doors.house.audited())
+    assert doors.services.operators.create("boss@example.com", PASSWORD, Role.ADMIN).id != key
+
+
+def test_an_operator_who_was_disabled_is_tied_to_no_account(doors: Doors) -> None:
+    doors.services.operators.create("sam@example.com", PASSWORD, Role.ADMIN)
+    doors.services.operators.disable("sam@example.com")
+    with pytest.raises(OperatorDisabled):
+        doors.come(doors.operators, **SAM, roles="admin")
+    assert operator(doors).subject is None
+    assert "operator.linked" not in [entry[2] for entry in doors.house.audited()]
 
 
 def test_an_address_that_somebody_else_has_is_not_taken_over(doors: Doors) -> None:
