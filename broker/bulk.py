@@ -29,6 +29,7 @@ from broker.errors import Refused, by_code
 from broker.jobs import Done, Jobs, Later, LeasedJob, Outcome, Retry
 from broker.models import BulkAction, BulkItem, BulkOutcome, BulkRun, ConnectedAccount
 from broker.references import new_ref
+from broker.secret import digest
 from broker.text import storable
 
 KIND = "bulk"
@@ -86,6 +87,15 @@ class SelectionGrew(Refused):
     advice = "More connections match by now: look at the number again."
 
 
+class SelectionChanged(Refused):
+    """Other connections match by now than those that were looked at, and what is done to them cannot be taken back."""
+
+    code = "selection_changed"
+    status = 409
+    heading = "The list has changed"
+    advice = "Other connections match by now than when you looked: look at them again."
+
+
 @dataclass(frozen=True)
 class Selection:
     """The connections meant: those picked by reference, or all that match the filters."""
@@ -100,6 +110,8 @@ class Preview:
 
     count: int
     first: tuple[ConnectionView, ...]
+    # Stands for exactly these connections.
+    seen: str
 
 
 class RunState(StrEnum):
@@ -181,12 +193,16 @@ class BulkRuns:
         """Return how many connections are meant, and the first of them. Raises NothingSelected or TooManySelected."""
         with self._database.read() as connection:
             keys = self._keys(connection, selection)
-        return Preview(len(keys), tuple(self._connections.by_id(key) for key in keys[-SHOWN_BEFORE:][::-1]))
+        first = tuple(self._connections.by_id(key) for key in keys[-SHOWN_BEFORE:][::-1])
+        return Preview(len(keys), first, _sign_of(keys))
 
-    def start(self, action: BulkAction, selection: Selection, *, confirmed: int, actor: Actor) -> str:
+    def start(
+        self, action: BulkAction, selection: Selection, *, confirmed: int, actor: Actor, seen: str | None = None
+    ) -> str:
         """Begin a run over at most `confirmed` connections and return its reference.
 
-        Raises NothingSelected, TooManySelected or SelectionGrew.
+        Where all that match are disconnected, these have to be the very ones of the preview called `seen`: as many
+        others are not what was confirmed. Raises NothingSelected, TooManySelected, SelectionGrew or SelectionChanged.
         """
         now = self._clock.now()
         ref = new_ref()
@@ -195,6 +211,9 @@ class BulkRuns:
             keys = self._keys(connection, selection)
             if len(keys) > confirmed:
                 raise SelectionGrew
+            is_final = action is BulkAction.DISCONNECT and selection.filters is not None
+            if is_final and seen != _sign_of(keys):
+                raise SelectionChanged
             run_id = connection.execute(
                 sa.insert(_runs)
                 .values(
@@ -341,6 +360,10 @@ class BulkRuns:
         if action is BulkAction.IMPORT:
             return self._connections.retry_with(connection, ref, actor=actor)
         return self._disconnections.request_with(connection, ref, actor=actor)
+
+
+def _sign_of(keys: Sequence[int]) -> str:
+    return digest(",".join(map(str, keys)))
 
 
 def _note(

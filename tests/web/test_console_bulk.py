@@ -6,10 +6,11 @@ import re
 from html import unescape
 
 import pytest
+import sqlalchemy as sa
 from flask import Flask
 from werkzeug.test import TestResponse
 
-from broker.models import Role
+from broker.models import ConnectedAccount, Role
 from broker.operators import Operators
 from tests.house import House
 from tests.web.test_console import csrf_of, signed_in, text_of
@@ -25,7 +26,7 @@ def posted(page: TestResponse) -> tuple[str, dict[str, str]]:
         r'<form method="post" action="(/ops/bulk[^"]*)">(.*?)</form>', page.get_data(as_text=True), re.DOTALL
     )
     assert form
-    return unescape(form[1]), dict(re.findall(r'name="(csrf_token|confirmed)" value="([^"]*)"', form[2]))
+    return unescape(form[1]), dict(re.findall(r'name="(csrf_token|confirmed|seen)" value="([^"]*)"', form[2]))
 
 
 def work(app: Flask) -> None:
@@ -97,6 +98,22 @@ def test_what_has_grown_since_is_shown_again(app: Flask, house: House, operators
     assert again.status_code == 409
     assert "Check now: 3 connections?" in text_of(again)
     assert client.post(address, data=form | {"confirmed": "x" * 40}).status_code == 409
+
+
+def test_as_many_others_are_not_ended_in_place_of_those_looked_at(
+    app: Flask, house: House, operators: Operators
+) -> None:
+    refs = connections(house, 2)
+    client = signed_in(app, operators)
+    address, form = posted(client.get("/ops/bulk/new?action=disconnect&all=1&mode=live"))
+    house.run(sa.update(ConnectedAccount).where(ConnectedAccount.ref == refs[0]).values(mode="test"))
+    house.connection(house.end_user("late"), account_name="Latecomer")
+    again = client.post(address, data=form)
+    assert again.status_code == 409
+    assert "Other connections match by now than when you looked" in text_of(again)
+    assert "Latecomer" in text_of(again)
+    address, form = posted(again)
+    assert client.post(address, data=form).status_code == 303
 
 
 @pytest.mark.parametrize(

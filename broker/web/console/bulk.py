@@ -12,6 +12,7 @@ from broker.bulk import (
     NothingSelected,
     RunState,
     Selection,
+    SelectionChanged,
     SelectionGrew,
     TooManySelected,
 )
@@ -72,9 +73,10 @@ def start_bulk() -> ResponseReturnValue:
         return _confirmation(asked, problem="Type the number of connections as it stands above.", status=422)
     actor = Actor("operator", g.operator.email)
     try:
-        ref = services().bulk_runs.start(asked.action, asked.selection, confirmed=number, actor=actor)
-    except SelectionGrew as grew:
-        return _confirmation(asked, problem=grew.advice, status=409)
+        seen = request.form.get("seen", "")
+        ref = services().bulk_runs.start(asked.action, asked.selection, confirmed=number, actor=actor, seen=seen)
+    except (SelectionGrew, SelectionChanged) as changed:
+        return _confirmation(asked, problem=changed.advice, status=409)
     except (NothingSelected, TooManySelected):
         return _confirmation(asked)
     return redirect(url_for("console.show_run", ref=ref), 303)
