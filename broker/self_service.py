@@ -14,13 +14,23 @@ from broker.models import EndUser
 
 
 class SelfService:
-    """Makes a link for the person in front of us and starts it at once."""
+    """Says who the person in front of us is, makes a link for them and starts it at once."""
 
     def __init__(self, database: Database, apps: AppCatalogue, links: Links, flows: Flows) -> None:
         self._database = database
         self._apps = apps
         self._links = links
         self._flows = flows
+
+    def label(self, end_user_id: int) -> str:
+        """Return what a person is called on pages: e-mail, else name, else the host's id. Raises EndUserUnknown."""
+        with self._database.read() as connection:
+            query = sa.select(EndUser.email, EndUser.name, EndUser.external_id).where(EndUser.id == end_user_id)
+            row = connection.execute(query).one_or_none()
+        if row is None:
+            raise EndUserUnknown
+        found: str = row.email or row.name or row.external_id
+        return found
 
     def begin(self, end_user_id: int, app_key: str, browser: Browser) -> str:
         """Return the provider's address for connecting an account through this OAuth app.

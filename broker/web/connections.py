@@ -87,6 +87,8 @@ def index() -> str:
     allow_leaving()
     connections = _own_connections()
     signed_in = _session()
+    # Whoever may connect something here is told first for whom that would be.
+    whose = signed_in.end_user_id if signed_in is not None and signed_in.by_sign_in else None
     attention = [item for item in connections if item.status in NEEDS_A_PERSON]
     shown = _shown(connections, request.args.get("q", ""), request.args.get("page", 1, type=int))
     return render_template(
@@ -95,7 +97,8 @@ def index() -> str:
         shown=shown,
         attention=attention,
         apps=services().apps,
-        offered=list(services().apps) if signed_in is not None and signed_in.by_sign_in else [],
+        offered=list(services().apps) if whose is not None else [],
+        person=services().self_service.label(whose) if whose is not None else "",
     )
 
 

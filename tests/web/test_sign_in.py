@@ -163,6 +163,13 @@ def test_a_form_after_the_session_has_ended_says_where_to_sign_in(site: Site) ->
     assert 'href="/sign-in"' in answer.text
 
 
+def test_the_page_that_connects_accounts_says_for_whom(site: Site) -> None:
+    site.sign_in(email="jo@example.com", name="Jo")
+    assert "For <strong>jo@example.com</strong>. Not you? Sign out." in site.client.get("/connections").text
+    site.sign_in(client=(other := site.app.test_client()), sub="u-2", name="<i>Kim</i>")
+    assert "For <strong>&lt;i&gt;Kim&lt;/i&gt;</strong>." in other.get("/connections").text
+
+
 def test_who_came_by_a_link_is_offered_nothing_to_connect(site: Site, house: House) -> None:
     form = form_of(site.client.get("/sign-in"), "/sign-in")
     token = site.services.sessions.open_end_user(None, house.end_user("jo"), None)
