@@ -37,6 +37,7 @@ from broker.oauth import OAuth, OAuthProfile, TokenAuth
 from broker.secret import Secret, random_token
 from broker.settings import SignIn, addresses
 from broker.settings.report import Report, Wrong
+from broker.text import storable
 
 CALL_SECONDS = 5.0
 """For each call; three of them, at worst, stand between a person and the next page."""
@@ -174,8 +175,8 @@ class OpenIdProvider:
             raise IdentityUnproven(_told(error)) from None
         if now - claims["iat"] > OLDEST_SECONDS + SKEW_SECONDS:
             raise IdentityUnproven("the ID token was issued too long ago")
-        if len(claims["sub"]) > LONGEST_SUBJECT:
-            raise IdentityUnproven("the subject is too long")
+        if len(claims["sub"]) > LONGEST_SUBJECT or not storable(claims["sub"]):
+            raise IdentityUnproven("the subject is too long, or holds a character that cannot be stored")
         audience = claims["aud"]
         alone = audience in (config.client_id, [config.client_id])
         if claims.get("azp", config.client_id if alone else None) != config.client_id:

@@ -193,6 +193,7 @@ def test_an_exchange_that_fails_signs_nobody_in(
         ({"sub": ""}, "sub"),
         ({"sub": 7}, "sub"),
         ({"sub": "x" * 256}, "subject"),
+        ({"sub": "u-1\x00"}, "subject"),
         ({"exp": None}, "exp"),
         ({"exp": "soon"}, "exp"),
         ({"iat": None}, "iat"),
