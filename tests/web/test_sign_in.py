@@ -180,6 +180,14 @@ def test_who_came_by_a_link_is_offered_nothing_to_connect(site: Site, house: Hou
     assert site.services.links.list() == ()
 
 
+def test_what_leads_to_a_provider_is_counted(site: Site) -> None:
+    site.sign_in()
+    form = form_of(site.client.get("/connections"), "/connections/connect/stripe")
+    for path in ("/connections/connect/nothing", "/connections/NOPE/reconnect", "/flows/NOPE/elsewhere"):
+        answer = site.client.post(path, data={"csrf_token": form["csrf_token"]})
+        assert (answer.status_code, "RateLimit" in answer.headers) == (404, True), path
+
+
 def test_an_unknown_app_starts_nothing(site: Site) -> None:
     site.sign_in()
     form = form_of(site.client.get("/connections"), "/connections/connect/stripe")
