@@ -49,6 +49,7 @@ LOOKS_AGAIN_SECONDS = 10.0
 KINDS_ABOUT_CONNECTIONS = ("import", "verify", "probe", "refresh", "revoke", "remove")
 REMAINS = (
     "The audit trail, and what providers have reported, name references, account ids and this id for a while longer.",
+    "The audit trail also tells from which network addresses the person signed in, if they did.",
     "What the provider or Sequin has stored for itself stays there: synced data, and an app the person installed.",
 )
 
