@@ -29,6 +29,7 @@ from broker.errors import (
     FlowFailure,
     NetworkError,
     OAuthFailure,
+    RegistrationDoubted,
     SequinError,
     SequinUnauthorized,
     UnusableAnswer,
@@ -55,6 +56,8 @@ NEEDS: Mapping[str, str] = MappingProxyType(dict.fromkeys(("import", "verify", "
 """The circuit that each kind of job needs closed."""
 NEEDS_APP = ("revoke", "refresh", "probe", "discard")
 """The kinds of job that call an OAuth app's provider; each looks at the circuit of its own app."""
+REFUSALS = frozenset({ClientRefused.code, RegistrationDoubted.code})
+"""What says that our own registration at a provider must be mended."""
 WAIT_SPREAD_SECONDS = 60.0
 """Over how long jobs that wait for an app's circuit spread their looks, so that thousands cost next to nothing."""
 
@@ -108,7 +111,7 @@ class OpenCircuit:
     @property
     def is_refusal(self) -> bool:
         """Whether the other side answers but does not accept us: a setting must be mended."""
-        return self.error in (SequinUnauthorized.code, ClientRefused.code)
+        return self.error == SequinUnauthorized.code or self.error in REFUSALS
 
     @property
     def cure(self) -> str:
@@ -203,7 +206,7 @@ class Circuits:
             elif _is_failure(failure):
                 self._note(partial(self.failed, name, failure))
             elif conclusive and isinstance(failure, _ANSWERS):
-                self._note(partial(self.succeeded, name))
+                self._note(partial(self.succeeded, name, proves_accounts=False))
             raise
         if conclusive:
             self._note(partial(self.succeeded, name))
@@ -223,7 +226,7 @@ class Circuits:
         with self.watching(name, conclusive=False):
             yield
         if circuit is not None:
-            self._note(partial(self.succeeded, name))
+            self._note(partial(self.succeeded, name, proves_accounts=False))
 
     def _waiting(self, circuit: OpenCircuit) -> CircuitOpen:
         left = (circuit.next_try_at - self._clock.now()).total_seconds()
@@ -232,13 +235,17 @@ class Circuits:
         since = f"{circuit.since.day} {circuit.since:%b, %H:%M} UTC"
         return CircuitOpen(f"The provider {trouble} {circuit.app_key} since {since} ({circuit.error})", wait)
 
-    def succeeded(self, name: str) -> None:
-        """Close the circuit, or forget single failures; no statement when there is nothing to forget."""
+    def succeeded(self, name: str, *, proves_accounts: bool = True) -> None:
+        """Close the circuit, or forget single failures; no statement when there is nothing to forget.
+
+        With `proves_accounts=False` it was an answer that a stranger's registration would have had, too: what was
+        opened because every account was unknown stays open.
+        """
         if name not in self._rows():
             return
         with self._database.write() as connection:
             before = self._locked(connection, name)
-            if before is None:
+            if before is None or (before.error == RegistrationDoubted.code and not proves_accounts):
                 return
             connection.execute(sa.delete(_circuits).where(_circuits.c.name == name))
             if before.opened_at is not None:
@@ -317,7 +324,7 @@ class Circuits:
                 detail=row.error_detail or "",
                 failures=row.failures,
                 is_due=row.probe_at <= now or self._is_news(row),
-                is_hopeless=row.error == ClientRefused.code
+                is_hopeless=row.error in REFUSALS
                 and row.failures >= HOPELESS_AFTER
                 and now - row.updated_at < HOPELESS_FOR
                 and not self._is_news(row),

@@ -169,6 +169,19 @@ class ClientRefused(OAuthFailure):
     cure = "Compare this OAuth app’s client id and secret with the provider’s console."
 
 
+class RegistrationDoubted(ClientRefused):
+    """Every account asked about is unknown to the provider: most likely we ask as somebody else than before."""
+
+    code = "registration_doubted"
+    cure = (
+        "Is this the right platform? Set the client id and secret with which these accounts were connected. If their "
+        "owners did remove them all, disconnect them: nothing else ends them meanwhile."
+    )
+
+    def __init__(self, detail: str) -> None:
+        super().__init__("every account is unknown", detail)
+
+
 class OAuthUnavailable(OAuthFailure):
     """The token endpoint answered 429 or 5xx. `retry_after` is in seconds when the provider said so."""
 

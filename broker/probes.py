@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import random
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from datetime import datetime
 from typing import Any
 
@@ -23,12 +23,12 @@ from broker.circuits import Circuits, app_circuit
 from broker.clock import Clock
 from broker.connected import account_of, connected_row
 from broker.db import Database, DatabaseUnavailable, table
-from broker.errors import AccountSuspended, AppUnknown, BrokerError, Unreadable, Verdict
+from broker.errors import AccountSuspended, AppUnknown, BrokerError, RegistrationDoubted, Unreadable, Verdict
 from broker.http import Http
 from broker.jobs import LONGEST_RETRY_SECONDS, Done, Hold, Jobs, Later, LeasedJob, Outcome, Retry
 from broker.models import ConnectedAccount
 from broker.oauth import Grant
-from broker.providers.base import AccountGone, Condition, TokenRejected, calls_within
+from broker.providers.base import AccountGone, Call, Condition, TokenRejected, calls_within
 from broker.status import TROUBLES, Trouble
 from broker.vault import Vault
 
@@ -39,6 +39,8 @@ JITTER = 0.25
 """Probes come up to this share earlier, so that accounts connected together are not probed together for ever."""
 HOLD_SECONDS = 60.0
 AFTER_REFRESH_SECONDS = 30.0
+WITNESSES = 3
+"""How many other accounts must be gone as well before it is our registration that is doubted, not the account."""
 
 log = structlog.get_logger(__name__)
 
@@ -112,15 +114,14 @@ class Probes:
         return None
 
     def _probe(self, job: LeasedJob, app: OfferedApp, row: Row[Any], grant: Grant | None) -> Outcome:
-        assert app.provider.probe is not None
         call = calls_within(self._http, PROBE_SECONDS)
         try:
             with self._circuits.watching(app_circuit(app.key)):
-                found = app.provider.probe(app.config, account_of(row), grant, call, self._now())
+                found = self._ask(app, row, grant, call)
         except AccountSuspended:
             return self._troubled(job, row, "account_suspended")
         except TokenRejected as failure:
-            if grant is not None and grant.refresh_token is not None and app.refreshes:
+            if _can_refresh(app, grant):
                 return self._refresh_first(job, row)
             return self._gone(job, row, failure)
         except AccountGone as failure:
@@ -130,6 +131,63 @@ class Probes:
         except BrokerError as failure:
             return self._settle(job, self._judge(job, failure))
         return self._well(job, app, row, found)
+
+    def _ask(self, app: OfferedApp, row: Row[Any], grant: Grant | None, call: Call) -> Condition:
+        """Raises what a provider's `probe` does; RegistrationDoubted where no account is known any more."""
+        assert app.provider.probe is not None
+        try:
+            return app.provider.probe(app.config, account_of(row), grant, call, self._now())
+        except (AccountGone, TokenRejected) as failure:
+            if isinstance(failure, AccountGone) or not _can_refresh(app, grant):
+                self._require_witness(app, row, call)
+            raise
+
+    def _require_witness(self, app: OfferedApp, row: Row[Any], call: Call) -> None:
+        """Raise RegistrationDoubted where as many other accounts as can be asked about are gone, too.
+
+        With the key of another platform every account looks removed; to believe that would end them all.
+        """
+        assert app.provider.probe is not None
+        gone = 0
+        for other in self._witnesses(app, row):
+            try:
+                grant = self._grant(app, other)
+                app.provider.probe(app.config, account_of(other), grant, call, self._now())
+            except Unreadable:
+                continue
+            except AccountSuspended:
+                return
+            except TokenRejected:
+                gone += not _can_refresh(app, grant)
+            except AccountGone:
+                gone += 1
+            else:
+                return
+        if gone == WITNESSES:
+            raise RegistrationDoubted(f"{app.key}: {gone + 1} accounts asked about, and not one is known")
+
+    def _witnesses(self, app: OfferedApp, row: Row[Any]) -> Sequence[Row[Any]]:
+        """Return other living connections from a place that falls anew each time.
+
+        Were they always the same, a few that ended together would keep one another in doubt for ever.
+        """
+        which = [
+            _connections.c.app_key == app.key,
+            _connections.c.mode == row.mode,
+            _connections.c.id != row.id,
+            _connections.c.account_id.is_not(None),
+            _connections.c.interrupted_at.is_(None),
+            _live(),
+        ]
+        if app.provider.probe_needs_grant:
+            which.append(_connections.c.grant_sealed.is_not(None))
+        query = sa.select(_connections).where(*which).order_by(_connections.c.id)
+        with self._database.read() as connection:
+            newest = connection.execute(sa.select(sa.func.max(_connections.c.id))).scalar_one()
+            start = 1 + int(self._jitter() * newest)
+            found = connection.execute(query.where(_connections.c.id >= start).limit(WITNESSES)).all()
+            before = query.where(_connections.c.id < start).limit(WITNESSES - len(found))
+            return [*found, *(connection.execute(before).all() if len(found) < WITNESSES else ())]
 
     # --- what was said ---------------------------------------------------------------------------------
 
@@ -255,6 +313,10 @@ def mark_revoked(connection: Connection, row: Row[Any], *, jobs: Jobs, actor: st
     )  # fmt: skip
     events.changed(connection, row.id, at=now)
     return True
+
+
+def _can_refresh(app: OfferedApp, grant: Grant | None) -> bool:
+    return grant is not None and grant.refresh_token is not None and app.refreshes
 
 
 def _is_live(row: Row[Any]) -> bool:

@@ -8,8 +8,10 @@ from typing import Any
 
 import pytest
 import sqlalchemy as sa
+from structlog.testing import capture_logs
 
-from broker.errors import AccountSuspended, Unreachable
+from broker.circuits import app_circuit
+from broker.errors import AccountSuspended, GrantRefused, RegistrationDoubted, Unreachable
 from broker.models import ConnectedAccount, Job, JobState
 from broker.oauth import Grant
 from broker.providers import discover
@@ -33,12 +35,15 @@ class Stand:
 
     says: Condition | Exception = field(default_factory=Condition)
     asked: list[Grant | None] = field(default_factory=list)
+    # What it says of one account instead.
+    of: dict[str, Condition | Exception] = field(default_factory=dict)
 
-    def probe(self, _app: Any, _account: Account, grant: Grant | None, _call: Any, _now: Any) -> Condition:
+    def probe(self, _app: Any, account: Account, grant: Grant | None, _call: Any, _now: Any) -> Condition:
         self.asked.append(grant)
-        if isinstance(self.says, Exception):
-            raise self.says
-        return self.says
+        says = self.of.get(account.id, self.says)
+        if isinstance(says, Exception):
+            raise says
+        return says
 
 
 def open_with(url: str, stand: Stand, **changes: Any) -> Any:
@@ -245,6 +250,99 @@ def test_a_disconnect_during_the_probe_wins(database_url: str) -> None:
     with open_with(database_url, Stand(), probe=disconnected_meanwhile) as opened:
         connect(opened)
         assert probe(opened).revoked_at is None
+
+
+# --- somebody else's registration -------------------------------------------------------------------------
+
+
+@pytest.fixture
+def crowd(database_url: str, stand: Stand) -> Iterator[Bench]:
+    """Four people connected an account each: each has just enough others to be compared with."""
+    with open_with(database_url, stand, probes_per_second=1000.0) as bench:
+        bench.sequin()
+        for number in range(4):
+            bench.stripe(f"acct_{number}")
+            bench.connect(end_user=f"user-{number}")
+            bench.deliver()
+        yield bench
+
+
+def probe_all(bench: Bench) -> None:
+    """Let every account be asked about that has not ended, one after the other."""
+    for found in bench.rows(ConnectedAccount):
+        bench.later(hours=1)
+        with bench.database.write() as connection:
+            bench.jobs.enqueue(connection, "probe", found.id)
+        for job in bench.jobs.lease(["probe"], most=10):
+            bench.services.probes.run(job)
+
+
+def ended(bench: Bench) -> list[str]:
+    return [found.account_id for found in bench.rows(ConnectedAccount) if found.revoked_at is not None]
+
+
+def in_doubt(bench: Bench) -> bool:
+    circuit = bench.services.circuits.look(app_circuit("stripe"))
+    return circuit is not None and circuit.error == RegistrationDoubted.code and circuit.is_refusal
+
+
+def test_with_another_platforms_key_nobody_is_flipped_and_operators_are_told_once(crowd: Bench, stand: Stand) -> None:
+    stand.says = AccountGone("403 account_invalid")
+    with capture_logs() as logs:
+        probe_all(crowd)
+        probe_all(crowd)
+    assert ended(crowd) == []
+    alerts = [event for event in logs if event["log_level"] == "error"]
+    assert [(event["event"], event["error"]) for event in alerts] == [("circuit.opened", "registration_doubted")]
+    assert "right platform" in alerts[0]["cure"]
+    assert in_doubt(crowd)
+
+    # The right key again: the next account that is well ends the doubt, and nothing has to be put right.
+    stand.says = Condition()
+    probe_all(crowd)
+    assert not in_doubt(crowd)
+    assert ended(crowd) == []
+
+
+def test_one_account_that_is_still_there_shows_that_the_others_did_go(crowd: Bench, stand: Stand) -> None:
+    stand.says = AccountGone("403 account_invalid")
+    stand.of["acct_3"] = AccountSuspended("known all the same")
+    probe_all(crowd)
+    assert ended(crowd) == ["acct_0", "acct_1", "acct_2"]
+    assert not in_doubt(crowd)
+
+
+def test_too_few_accounts_to_compare_with_are_believed(crowd: Bench, stand: Stand) -> None:
+    crowd.house.run(
+        sa.update(ConnectedAccount)
+        .where(ConnectedAccount.account_id == "acct_0")
+        .values(disconnected_at=crowd.clock.now())
+    )
+    stand.says = AccountGone("403 account_invalid")
+    probe_all(crowd)
+    assert ended(crowd) == ["acct_1", "acct_2", "acct_3"]
+
+
+def test_where_others_cannot_be_asked_nothing_is_known(crowd: Bench, stand: Stand) -> None:
+    stand.says = Unreachable("no route")
+    stand.of["acct_0"] = AccountGone("403 account_invalid")
+    with crowd.database.write() as connection:
+        crowd.jobs.enqueue(connection, "probe", crowd.rows(ConnectedAccount)[0].id)
+    crowd.services.probes.run(crowd.lease("probe"))
+    assert ended(crowd) == []
+    assert not in_doubt(crowd)
+
+
+def test_an_answer_that_strangers_get_too_does_not_end_the_doubt(crowd: Bench, stand: Stand) -> None:
+    stand.says = AccountGone("403 account_invalid")
+    probe_all(crowd)
+    circuits = crowd.services.circuits
+    with pytest.raises(GrantRefused), circuits.watching(app_circuit("stripe")):
+        raise GrantRefused("invalid_grant", "This code was issued to another platform")
+    assert in_doubt(crowd)
+    with circuits.watching(app_circuit("stripe")):
+        pass
+    assert not in_doubt(crowd)
 
 
 def test_every_trouble_has_a_sentence_for_the_person_and_one_for_operators() -> None:
