@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import random
 from dataclasses import dataclass
 from datetime import datetime, timedelta
@@ -15,9 +16,10 @@ from broker import audit, events
 from broker.apps import OfferedApp
 from broker.connection_metadata import index_metadata
 from broker.db import table
-from broker.errors import AccountDisconnected, AccountTaken, BrokerError, LinkSpent, Verdict
+from broker.errors import AccountDisconnected, AccountTaken, BrokerError, LinkSpent, Unreadable, Verdict
 from broker.events import EventType
 from broker.jobs import Jobs
+from broker.journal import flow_binding
 from broker.links import BY_PERSON
 from broker.models import Claim, ConnectedAccount, EndUser, Flow, FlowState, ImportState, Job, JobState, Link, LinkUse
 from broker.oauth import Grant
@@ -25,6 +27,9 @@ from broker.providers.base import Account
 from broker.references import new_ref
 from broker.timeline import note
 from broker.vault import Binding, Vault
+
+END_REPLACED_AFTER = timedelta(minutes=2)
+"""When a token that a reconnect has replaced is ended at the earliest: Sequin is still using it."""
 
 _claims = table(Claim)
 _connections = table(ConnectedAccount)
@@ -54,6 +59,9 @@ _CONNECTED_BEFORE = sa.select(
     _connections.c.account_id == sa.bindparam("account"),
     _connections.c.mode == sa.bindparam("mode"),
 )  # fmt: skip
+_HELD = sa.select(_connections.c.token_version, _connections.c.grant_sealed).where(
+    _connections.c.id == sa.bindparam("key")
+)
 _ADD = sa.insert(_connections).returning(_connections)
 _RENEW = sa.update(_connections).where(_connections.c.id == sa.bindparam("key")).returning(_connections)
 _ENDS_CONNECTION = (
@@ -211,7 +219,7 @@ def _save(
     connection: Connection,
     what: Attachment,
     flow: Row[Any],
-    host: Row[Any],
+    host: Row[Any, Any, Any],
     *,
     vault: Vault,
     jobs: Jobs,
@@ -224,8 +232,16 @@ def _save(
     # What the host says of a connection is not for the person to take away, who makes a link that says nothing.
     told = existing if existing is not None and host.created_by == BY_PERSON else host
     metadata: dict[str, Any] = told.host_metadata
-    ref = existing.ref if existing else new_ref()
-    version = existing.token_version + 1 if existing else 1
+    ref, version, revived = new_ref(), 1, None
+    if existing:
+        # Jobs before the connection, as the worker takes them: the other order could deadlock.
+        revived = _revive(connection, flow, existing, jobs) if existing.disconnected_at else None
+        jobs.enqueue(connection, "import", existing.id, after=revived or timedelta(0))
+        jobs.cancel(connection, "refresh", existing.id)
+        # A refresh commits with the import's job in hand, so from here on nothing changes what is held.
+        held = connection.execute(_HELD, {"key": existing.id}).one()
+        ref, version = existing.ref, held.token_version + 1
+        _end_later(connection, what, ref, held, vault=vault, jobs=jobs)
     values: dict[str, Any] = {
         "provider": what.app.provider.name,
         "kind": what.app.kind,
@@ -241,10 +257,6 @@ def _save(
         **afresh(now),
     }
     if existing:
-        # Job before connection, as the worker takes them: the other order could deadlock.
-        revived = _revive(connection, flow, existing, jobs) if existing.disconnected_at else None
-        jobs.enqueue(connection, "import", existing.id, after=revived or timedelta(0))
-        jobs.cancel(connection, "refresh", existing.id)
         _refresh_in_time(connection, existing.id, what, jobs=jobs, now=now)
         if revived is not None:
             # The credential is made anew, and has no metadata.
@@ -262,6 +274,28 @@ def _save(
     jobs.enqueue(connection, "import", created.id)
     _refresh_in_time(connection, created.id, what, jobs=jobs, now=now)
     return created
+
+
+def _end_later(
+    connection: Connection, what: Attachment, ref: str, held: Row[Any, Any], *, vault: Vault, jobs: Jobs
+) -> None:
+    """Leave the token that this connection had to the flow that brings another one, and to the job that ends it.
+
+    It works for as long as Sequin has nothing newer. Unless it is ended it stays at the provider, which may keep only
+    so many of them for a person.
+    """
+    if held.grant_sealed is None or not what.app.provider.ends_replaced:
+        return
+    try:
+        before = Grant.from_json(vault.open(held.grant_sealed, grant_binding(ref, held.token_version))).access_token
+    except Unreadable:
+        return
+    if before is None or before == what.grant.access_token:
+        return
+    left = json.dumps({"access_token": before.reveal(), "token_type": "bearer"}).encode()
+    sealed = vault.seal(left, flow_binding(what.flow_ref))
+    connection.execute(_FLOW, {"key": what.flow_id, "grant_sealed": sealed})
+    jobs.enqueue(connection, "discard", what.flow_id, after=END_REPLACED_AFTER)
 
 
 def afresh(now: datetime) -> dict[str, object]:

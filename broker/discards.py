@@ -2,7 +2,7 @@
 
 A flow may receive a grant and still make no connection: the account was somebody else's, another tab was faster,
 the person never chose. What it received then stays sealed in the flow until the job here has ended it, three days
-at most. Where the provider ends access by account, and not token by token, it is done only for an account proven
+at most. A flow that connected an account again may leave the token that it replaced in the same way. Where the provider ends access by account, and not token by token, it is done only for an account proven
 afresh that no living connection uses.
 """
 
@@ -25,15 +25,17 @@ from broker.clock import Clock
 from broker.db import Database, table
 from broker.errors import BrokerError, FlowFailure, UnusableAnswer, Verdict
 from broker.http import Http
-from broker.jobs import GIVE_UP_AFTER, Done, Hold, Jobs, LeasedJob, Outcome, Retry
+from broker.jobs import GIVE_UP_AFTER, Done, Hold, Jobs, Later, LeasedJob, Outcome, Retry
 from broker.journal import FlowJournal, Step
-from broker.models import ConnectedAccount, Flow
+from broker.models import ConnectedAccount, Flow, ImportState
 from broker.oauth import Grant, parse_grant
 from broker.providers.base import Account, Call, RevocationRefused, TokenRejected, calls_within
 from broker.timeline import note
 
 DISCARD_SECONDS = 12.0
 """Total time for all calls about one grant."""
+LOOKS_AGAIN_SECONDS = 120.0
+"""How often it is looked whether Sequin has what replaced a token."""
 KEPT_AT_MOST = GIVE_UP_AFTER
 """After this the grant is erased, whether or not its access could be ended."""
 
@@ -101,6 +103,10 @@ class Discards:
         if flow is None:
             return self._settle(job, Done())
         try:
+            if self._is_in_use(flow):
+                if self._is_late(flow):
+                    return self._over(job, flow, Discarded.GIVEN_UP)
+                return self._settle(job, Later(LOOKS_AGAIN_SECONDS))
             if not self._jobs.renew(job):
                 return Done()
             end = self._discard(job, flow)
@@ -128,6 +134,19 @@ class Discards:
                     _flows.c.id == job.subject_id, _flows.c.ended_at.is_not(None), _flows.c.grant_sealed.is_not(None)
                 )
             ).one_or_none()
+
+    def _is_in_use(self, flow: Row[Any]) -> bool:
+        """Tell whether Sequin may still work with what is to be ended: its successor has not arrived there."""
+        query = sa.select(_connections.c.id).where(
+            _connections.c.id == flow.connection_id,
+            # What waits for an owner's approval has nothing in Sequin.
+            _connections.c.account_id.is_not(None),
+            _connections.c.disconnected_at.is_(None),
+            _connections.c.revoked_at.is_(None),
+            _connections.c.import_state != ImportState.IMPORTED,
+        )
+        with self._database.read() as connection:
+            return connection.execute(query).first() is not None
 
     # --- at the provider -------------------------------------------------------------------------------
 

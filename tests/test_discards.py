@@ -26,10 +26,15 @@ from broker.oauth import parse_grant
 from broker.providers.base import Account
 from tests.connecting import (
     ACCESS,
+    GITHUB_API,
     GITHUB_END_TOKEN,
+    GITHUB_TOKEN,
+    SEQUIN,
+    SEQUIN_GITHUB_APP,
     STRIPE_ACCOUNT,
     STRIPE_DEAUTHORIZE,
     Bench,
+    github_oauth_app,
     installation,
     open_bench,
     person_installation,
@@ -425,3 +430,108 @@ def test_while_the_apps_circuit_is_open_nothing_is_sent_and_it_says_so(bench: Be
 
 def test_three_days_are_what_is_promised() -> None:
     assert timedelta(days=3) == KEPT_AT_MOST
+
+
+# --- what a reconnect replaces ------------------------------------------------------------------------
+
+
+OAUTH_APP_TOKEN = f"{GITHUB_API}/applications/Ov23.acme/token"
+
+
+@pytest.fixture
+def personal(database_url: str) -> Iterator[Bench]:
+    """Somebody connected GitHub with a token of their own, then connected it again."""
+    with open_bench(database_url, apps={"github_oauth": github_oauth_app()}) as opened:
+        opened.sequin()
+        known = {"id": SEQUIN_GITHUB_APP, "provider": "github", "client_id": "Ov23.acme"}
+        opened.network.upsert("GET", f"{SEQUIN}/v1/oauth-apps", json={"data": [known]})
+        opened.network.upsert("GET", f"{GITHUB_API}/user", json={"id": 7, "login": "jo"})
+        opened.network.upsert("DELETE", OAUTH_APP_TOKEN, status=204)
+        consent(opened, "gho_first")
+        opened.deliver()
+        yield opened
+
+
+def consent(bench: Bench, token: str) -> None:
+    answer = {"access_token": token, "token_type": "bearer", "scope": "read:user,read:org"}
+    bench.network.upsert("POST", GITHUB_TOKEN, json=answer)
+    bench.connect("github_oauth")
+
+
+def look(bench: Bench) -> None:
+    """Let the job look that ends what was replaced."""
+    bench.later(minutes=3)
+    bench.let_go()
+
+
+def ended_tokens(bench: Bench) -> list[str]:
+    return [json.loads(call.body or "")["access_token"] for call in bench.calls(OAUTH_APP_TOKEN)]
+
+
+def test_a_replaced_token_is_ended_once_the_new_one_is_in_sequin_and_not_before(personal: Bench) -> None:
+    consent(personal, "gho_second")
+    bench = personal
+    last = bench.rows(Flow)[-1]
+    assert b"gho_first" not in last.grant_sealed
+    look(bench)
+    look(bench)
+    assert ended_tokens(bench) == []
+
+    bench.deliver()
+    look(bench)
+    assert ended_tokens(bench) == ["gho_first"]
+    assert bench.flow(last.ref).grant_sealed is None
+    assert ("worker", "discard", "flow.discarded", last.ref) in bench.house.audited()
+    # The grant, which the person's other tokens hang on, stays, and so does the connection.
+    assert all(call.request.method != "DELETE" or call.request.url == OAUTH_APP_TOKEN for call in bench.network.calls)
+    assert bench.row(ConnectedAccount).revoked_at is None
+    look(bench)
+    assert ended_tokens(bench) == ["gho_first"]
+
+
+def test_however_often_somebody_reconnects_only_the_last_token_is_left(personal: Bench) -> None:
+    for number in range(3):
+        consent(personal, f"gho_{number}")
+    personal.deliver()
+    look(personal)
+    assert sorted(ended_tokens(personal)) == ["gho_0", "gho_1", "gho_first"]
+    assert personal.imports()[-1]["properties"]["access_token"] == "gho_2"
+
+
+def test_the_same_token_once_more_is_not_ended(personal: Bench) -> None:
+    consent(personal, "gho_first")
+    personal.deliver()
+    look(personal)
+    assert ended_tokens(personal) == []
+
+
+def test_what_was_disconnected_and_connected_again_leaves_no_token_behind(personal: Bench) -> None:
+    personal.services.disconnections.request(personal.row(ConnectedAccount).ref, actor=PERSON)
+    consent(personal, "gho_second")
+    personal.later(minutes=2)
+    personal.deliver()
+    look(personal)
+    assert ended_tokens(personal) == ["gho_first"]
+
+
+def test_a_replaced_token_is_ended_after_a_disconnect_whatever_became_of_the_import(personal: Bench) -> None:
+    consent(personal, "gho_second")
+    personal.services.disconnections.request(personal.row(ConnectedAccount).ref, actor=PERSON)
+    look(personal)
+    assert ended_tokens(personal) == ["gho_first"]
+
+
+def test_a_replaced_token_that_sequin_never_let_go_of_is_forgotten_after_three_days(personal: Bench) -> None:
+    consent(personal, "gho_second")
+    personal.clock.advance(KEPT_AT_MOST.total_seconds())
+    personal.let_go()
+    assert ended_tokens(personal) == []
+    assert personal.rows(Flow)[-1].grant_sealed is None
+
+
+def test_other_providers_keep_what_a_reconnect_replaces(bench: Bench) -> None:
+    bench.connect()
+    bench.stripe(token="another")
+    bench.connect()
+    assert [flow.grant_sealed for flow in bench.rows(Flow)] == [None, None]
+    assert "discard" not in {job.kind for job in bench.rows(Job)}

@@ -264,6 +264,9 @@ class Provider:
     # Ends the tokens of one grant and nothing else, whatever account they reach and whoever else uses it; None where
     # the provider can only end access by account. Repeating it is harmless. Raises as `revoke` does.
     end_token: Callable[[OAuthApp, Grant, Call], None] | None = None
+    # Whether a reconnect ends the token it replaces, by `end_token`: where each consent gives a token of its own, and
+    # what is not ended stays for ever.
+    ends_replaced: bool = False
     # What can be said of this registration without any account: what it holds, and what the provider says of it.
     # Raises NetworkError and the errors of this module.
     diagnose: Callable[[OAuthApp, Call, datetime], Iterable[Finding]] | None = None

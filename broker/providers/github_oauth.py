@@ -232,6 +232,7 @@ PROVIDER = Provider(
     missing=missing,
     revoke=revoke,
     end_token=end_token,
+    ends_replaced=True,
     manage_url=manage_url,
     diagnose=diagnose,
     default_scopes=DEFAULT_SCOPES,
