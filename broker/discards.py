@@ -2,8 +2,9 @@
 
 A flow may receive a grant and still make no connection: the account was somebody else's, another tab was faster,
 the person never chose. What it received then stays sealed in the flow until the job here has ended it, three days
-at most. A flow that connected an account again may leave the token that it replaced in the same way. Where the provider ends access by account, and not token by token, it is done only for an account proven
-afresh that no living connection uses.
+at most. A flow that connected an account again leaves the token that it replaced in the same way, where the provider
+keeps tokens apart. Where the provider ends access by account, and not token by token, it is done only for an account
+proven afresh that no living connection uses.
 """
 
 from __future__ import annotations
