@@ -51,8 +51,7 @@ _HOST = (
     .where(_links.c.id == sa.bindparam("link"))
 )
 _CONNECTED_BEFORE = sa.select(
-    _connections.c.id, _connections.c.ref, _connections.c.token_version, _connections.c.disconnected_at,
-    _connections.c.host_metadata,
+    _connections.c.id, _connections.c.ref, _connections.c.disconnected_at, _connections.c.host_metadata,
 ).where(
     _connections.c.end_user_id == sa.bindparam("person"),
     _connections.c.app_key == sa.bindparam("app"),
