@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
@@ -16,6 +17,7 @@ from broker.connections import Connections, ConnectionView
 from broker.db import Database, table
 from broker.errors import BrokerError, ConsentDenied, ProviderFailed, by_code
 from broker.journal import Browser, FlowJournal, spent_apps
+from broker.links import still_allowed
 from broker.models import ENDED, EndUser, FlowState, Hold, Link
 from broker.status import Status
 
@@ -59,7 +61,7 @@ class FlowPage:
     # Other OAuth apps of the same link that can still be connected.
     link_apps_left: tuple[OfferedApp, ...]
     can_retry: bool
-    # The host's address with status and reference, None when the link has none.
+    # The host's address with status and reference; None when the link has none, or one that is not allowed any more.
     return_url: str | None
     # Whether the person goes there by itself: the link says so, and this page holds nothing they have to read.
     goes_back: bool
@@ -82,12 +84,14 @@ class FlowPages:
         clock: Clock,
         apps: AppCatalogue,
         connections: Connections,
+        return_origins: Collection[str],
     ) -> None:
         self._journal = journal
         self._database = database
         self._clock = clock
         self._apps = apps
         self._connections = connections
+        self._return_origins = return_origins
 
     def page(self, flow_ref: str, browser: Browser | None) -> FlowPage:
         """Return what the flow's page shows. Raises FlowUnknown to a browser that did not start it."""
@@ -104,6 +108,7 @@ class FlowPages:
         failed = flow.state in ENDED and flow.state != FlowState.DONE
         app = self._apps.get(flow.app_key)
         missing = _missing(app, connected)
+        return_url = still_allowed(link.return_url, self._return_origins)
         return FlowPage(
             ref=flow.ref,
             app=app,
@@ -119,8 +124,8 @@ class FlowPages:
             choices=tuple(AccountChoice(**choice) for choice in flow.choices or ()),
             link_apps_left=tuple(app for app in left if app.key != flow.app_key),
             can_retry=failed and any(app.key == flow.app_key for app in left),
-            return_url=_return_address(link.return_url, flow, connected),
-            goes_back=link.auto_return and link.return_url is not None and _is_imported(connected) and not missing,
+            return_url=_return_address(return_url, flow, connected),
+            goes_back=link.auto_return and return_url is not None and _is_imported(connected) and not missing,
             end_user_id=flow.end_user_id,
             end_user_label=person.email or person.name or person.external_id,
             session_link_id=None if link.manage else link.id,

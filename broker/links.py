@@ -277,7 +277,7 @@ class Links:
             apps=tuple(self._apps.offered(row.apps)),
             spent=spent,
             unfinished={key: since for key, since in unfinished.items() if key not in spent},
-            return_url=row.return_url,
+            return_url=still_allowed(row.return_url, self._settings.return_origins),
             manage=row.manage,
             expires_at=row.expires_at,
         )
@@ -355,6 +355,14 @@ def return_address(address: str, allowed: Iterable[str]) -> str:
     if len(result) > LONGEST_ADDRESS:
         raise ValueError(f"is longer than {LONGEST_ADDRESS} characters")
     return result
+
+
+def still_allowed(address: str | None, allowed: Iterable[str]) -> str | None:
+    """Return a link's stored return address, or None where today's settings no longer allow its origin."""
+    try:
+        return None if address is None else return_address(address, allowed)
+    except ValueError:
+        return None
 
 
 def actor_of(created_by: str) -> Actor:

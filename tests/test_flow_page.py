@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from broker.flow_page import FlowPage
+from broker.flow_page import FlowPage, FlowPages
 from tests.connecting import Bench, open_bench
 
 BACK = "https://app.example/back?tab=accounts"
@@ -57,3 +57,20 @@ def test_who_has_to_read_something_first_stays(bench: Bench) -> None:
     shown = page(bench, lesser)
     assert shown.missing_scopes
     assert not shown.goes_back
+
+
+def test_settings_of_today_decide_where_people_go_back_to(bench: Bench) -> None:
+    flow = connected(bench, return_url=BACK, auto_return=True)
+    bench.deliver()
+    assert page(bench, flow).goes_back
+    later = FlowPages(
+        journal=bench.journal,
+        database=bench.database,
+        clock=bench.clock,
+        apps=bench.apps,
+        connections=bench.services.connections,
+        return_origins=("https://app.example:8443", "https://elsewhere.example"),
+    )
+    shown = later.page(flow, bench.browser)
+    assert shown.connection is not None
+    assert (shown.return_url, shown.goes_back) == (None, False)

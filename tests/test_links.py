@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -241,6 +242,13 @@ def test_opening_says_for_whom_and_what(house: House) -> None:
     assert opened.return_url == "https://app.example/back"
     assert not opened.spent
     assert not opened.unfinished
+
+
+def test_a_return_address_that_is_not_allowed_any_more_is_not_shown(house: House) -> None:
+    link = make(house, return_url="https://app.example/back")
+    house.settings = replace(house.settings, return_origins=())
+    assert house.links.opened(token_of(link), None, count=True).return_url is None
+    assert house.links.state(link.id).return_url == "https://app.example/back"
 
 
 def test_looking_ahead_does_not_count_as_opening(house: House) -> None:

@@ -136,13 +136,16 @@ class _ProxyHandler(_Handler):
             kept = {name: value for name, value in self.headers.items() if name.lower() not in HOP_BY_HOP}
             upstream.request(self.command, self.path, body or None, kept)
             answer = upstream.getresponse()
-            content = answer.read()
+            content = self.server.altered(self.path, answer.read())
         finally:
             upstream.close()
         self.send_response_only(answer.status)
         for name, value in answer.getheaders():
             if name.lower() not in HOP_BY_HOP | {"content-length"}:
                 self.send_header(name, value)
+        if self.server.policy is not None:
+            # Beside the page's own: a browser keeps both.
+            self.send_header("Content-Security-Policy", self.server.policy)
         self.send_header("Content-Length", str(len(content)))
         self.end_headers()
         self.wfile.write(content)
@@ -152,9 +155,12 @@ class Proxy(Loopback):
     """Passes everything on to a port of this machine, Host header included.
 
     With `through`, whoever opens `path` is sent to that host first, as providers do who have to sign somebody in.
+    `policy` is a content security policy that every page gets besides its own; `alters` says by path what stands for
+    what in an answer.
     """
 
     handler = _ProxyHandler
+    policy: str | None = None
 
     def __init__(
         self,
@@ -167,7 +173,12 @@ class Proxy(Loopback):
         self.target_port = target_port
         self._through = through
         self._path = path
+        self.alters: dict[str, tuple[bytes, bytes]] = {}
         super().__init__(certificate=certificate)
+
+    def altered(self, path: str, content: bytes) -> bytes:
+        """Return an answer's content as it is passed on."""
+        return content.replace(*self.alters.get(urlsplit(path).path, (b"", b"")))
 
     def detour_of(self, method: str, path: str) -> str | None:
         """Return where a request is sent first, None when it may pass."""
