@@ -506,15 +506,17 @@ def _unfit(moved: MovedConnection, app: OfferedApp, grant: Grant | None) -> str:
 
 
 def _require_importable(moved: MovedConnection, app: OfferedApp, grant: Grant | None) -> None:
-    """Raise LineRefused for a connection that could never get into Sequin."""
+    """Raise LineRefused for a connection that could never get into Sequin, or that pages and checks could not read."""
     provider = app.provider
-    if moved.sequin is not None:
-        return
-    if grant is None and provider.import_needs_grant:
+    if moved.sequin is None and grant is None and provider.import_needs_grant:
         raise LineRefused("has neither a token nor a credential in Sequin, so nothing could be imported")
     account = Account(moved.account.id, moved.account.name, moved.account.type, moved.account.mode, moved.account.facts)
     try:
-        provider.properties(app.config, account, grant)
+        provider.identity(account)
+        if provider.manage_url is not None:
+            provider.manage_url(app.config, account)
+        if moved.sequin is None:
+            provider.properties(app.config, account, grant)
     except BrokerError as failure:
         raise LineRefused(failure.detail) from None
     except (KeyError, TypeError, ValueError):

@@ -18,7 +18,7 @@ from broker.moving import WRITTEN_AT_ONCE, LineOutcome, LineRefused, Moving, Out
 from broker.oauth import parse_grant
 from broker.settings import EncryptionKey
 from broker.vault import Vault
-from tests.house import House, open_house
+from tests.house import House, app_of, open_house
 
 KEY = EncryptionKey("move", bytes(range(32)))
 OTHER_KEY = EncryptionKey("move", bytes(range(1, 33)))
@@ -184,6 +184,19 @@ def test_every_bad_line_is_named_and_the_others_go_in(
     assert (good.outcome, also_good.outcome) == (Outcome.SAVED, Outcome.SAVED)
     assert (bad.line, bad.outcome) == (2, Outcome.BAD)
     assert says in bad.problem
+
+
+def test_an_account_whose_page_could_not_be_made_is_refused_though_sequin_holds_it(database_url: str) -> None:
+    at = "2026-11-20T10:00:00Z"
+    line = {
+        "ref": "0000-0000-0001", "end_user": {"id": "ada"}, "app": "salesforce", "connected_at": at, "created_at": at,
+        "account": {"id": "00D000000000001", "name": "x", "mode": "live"},
+        "sequin": {"credential_id": "crd_1", "imported_at": at},
+    }  # fmt: skip
+    with open_house(database_url, apps={"salesforce": app_of("salesforce", "salesforce")}) as house:
+        (outcome,) = take(house, [json.dumps(line)])
+    assert outcome.outcome is Outcome.BAD
+    assert "`facts`" in outcome.problem
 
 
 def test_lines_that_go_in_together_are_judged_one_after_the_other(house: House) -> None:

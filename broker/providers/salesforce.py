@@ -73,9 +73,8 @@ def missing(app: OAuthApp, granted: tuple[str, ...]) -> tuple[str, ...]:
     return tuple(scope for scope in profile(app).scopes if scope not in held and (FULL not in held or scope in OFFLINE))
 
 
-def _instance(app: OAuthApp, grant: Grant) -> str:
+def _instance(app: OAuthApp, told: object) -> str:
     """Return the org's own address, which the token is sent to: Salesforce's, or where people signed in."""
-    told = grant.extra.get("instance_url")
     address = told.rstrip("/") if isinstance(told, str) else ""
     try:
         parts, login = urlsplit(address), urlsplit(_login(app))
@@ -90,7 +89,7 @@ def _instance(app: OAuthApp, grant: Grant) -> str:
 
 def identify(app: OAuthApp, grant: Grant, call: Call) -> tuple[Account, ...]:
     """Return the org that the person let the app into, named as the person is known there."""
-    instance = _instance(app, grant)
+    instance = _instance(app, grant.extra.get("instance_url"))
     answer = call("GET", f"{instance}/services/oauth2/userinfo", bearer=oauth_api.held_token(grant))
     if answer.status == 403 and b"Bad_OAuth_Token" in answer.body:
         raise TokenRejected(f"{USERINFO}: 403 Bad_OAuth_Token")
@@ -145,7 +144,12 @@ def revoke(app: OAuthApp, account: Account | None, grant: Grant | None, call: Ca
 
 def manage_url(app: OAuthApp, account: Account) -> str:
     """Return the org's address: which page lists a person's apps depends on the org."""
-    return str(account.facts["instance_url"])
+    told = account.facts["instance_url"]
+    try:
+        return _instance(app, told)
+    except UnusableAnswer:
+        # It may have moved in from elsewhere, and a person is to follow it.
+        return _login(app)
 
 
 def diagnose(app: OAuthApp, call: Call, now: datetime) -> Iterator[Finding]:

@@ -117,3 +117,11 @@ def test_a_token_that_sequin_has_replaced_ends_nothing() -> None:
     old = Canned({"error": "invalid_token"}, status=400)
     assert PROVIDER.revoke(CASE.app, account, granted(CASE), old, START) is False
     assert PROVIDER.revoke(CASE.app, account, granted(CASE), Canned(b""), START) is True
+
+
+@pytest.mark.parametrize("told", ["javascript:alert(1)", "https://northwind.my.salesforce.com.evil.example", 7])
+def test_nobody_is_led_to_an_address_that_is_not_salesforces(told: object) -> None:
+    app = app_of("salesforce", "salesforce")
+    account = Account("00D000000000001", "Northwind", "organization", "live", {"instance_url": told})
+    assert PROVIDER.manage_url is not None
+    assert PROVIDER.manage_url(app, account) == "https://login.salesforce.com"
