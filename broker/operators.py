@@ -291,9 +291,8 @@ def _admitted(
     Raises OperatorNotPermitted.
     """
     columns = sa.select(Operator.id, Operator.email, Operator.role, Operator.disabled_at, Operator.subject)
-    known = connection.execute(
-        columns.where(Operator.issuer == who.issuer, Operator.subject == who.subject).with_for_update()
-    ).one_or_none()
+    by_account = columns.where(Operator.issuer == who.issuer, Operator.subject == who.subject).with_for_update()
+    known = connection.execute(by_account).one_or_none()
     if who.role is None:
         if known is not None:
             _end_sessions(connection, known.id)
@@ -303,6 +302,9 @@ def _admitted(
         if made is not None:
             _audit(connection, now, Actor("operator", email), "operator.created", email, {"role": who.role.value})
             return made, email
+        # The same person may have come in by another tab in the same moment.
+        known = connection.execute(by_account).one_or_none()
+    if known is None:
         known = connection.execute(columns.where(Operator.email == email).with_for_update()).one_or_none()
         # Who proves to own the address that an operator was created under is that operator.
         if known is None or known.subject is not None or not who.email_verified:

@@ -11,6 +11,7 @@ import pytest
 import responses
 import sqlalchemy as sa
 
+from broker import operators
 from broker.app import build_services
 from broker.callback import CallbackAnswer
 from broker.errors import (
@@ -360,6 +361,16 @@ def test_an_operator_goes_by_no_other_address_than_one_that_is_proven(doors: Doo
     assert operator(doors).email == "sam@example.com"
     assert "boss@example.com" not in repr(doors.house.audited())
     assert doors.services.operators.create("boss@example.com", PASSWORD, Role.ADMIN).id != key
+
+
+def test_who_comes_by_two_tabs_at_once_is_one_operator(doors: Doors, monkeypatch: pytest.MonkeyPatch) -> None:
+    def overtaken(*given: Any, **identity: str) -> None:
+        insert(*given, **identity)
+
+    insert = vars(operators)["_insert"]
+    monkeypatch.setattr(operators, "_insert", overtaken)
+    key = doors.come(doors.operators, **SAM, roles="viewer")
+    assert (operator(doors).id, operator(doors).subject) == (key, "u-1")
 
 
 def test_an_operator_who_was_disabled_is_tied_to_no_account(doors: Doors) -> None:
