@@ -45,6 +45,8 @@ FRESH_SECONDS = 3_600.0
 """How long what a provider publishes is taken to be so."""
 STALE_SECONDS = 86_400.0
 """How long it still does when the provider cannot be asked."""
+LEFT_ALONE_SECONDS = 5.0
+"""How long a provider that could not be asked is left alone: nobody waits for it meanwhile, and no thread is held."""
 KEYS_AGAIN_SECONDS = 5.0
 """How soon the keys are asked for again because an ID token names another one."""
 SKEW_SECONDS = 60
@@ -107,6 +109,7 @@ class OpenIdProvider:
         self._production = production
         self._published: _Kept | None = None
         self._keys: _Kept | None = None
+        self._away: _Kept | None = None
 
     # --- leaving and coming back ------------------------------------------------------------------------
 
@@ -235,12 +238,18 @@ class OpenIdProvider:
         kept = self._published
         if kept is not None and self._age(kept) < FRESH_SECONDS:
             return kept.content  # type: ignore[no-any-return]
-        try:
-            return self._published_now()
-        except SignInUnavailable:
-            if kept is None or self._age(kept) >= STALE_SECONDS:
-                raise
-            return kept.content  # type: ignore[no-any-return]
+        away = self._away
+        if away is not None and self._age(away) < LEFT_ALONE_SECONDS:
+            failure = SignInUnavailable(away.content)
+        else:
+            try:
+                return self._published_now()
+            except SignInUnavailable as raised:
+                failure = raised
+                self._away = _Kept(failure.detail, self._clock.monotonic())
+        if kept is None or self._age(kept) >= STALE_SECONDS:
+            raise failure
+        return kept.content  # type: ignore[no-any-return]
 
     def _published_now(self) -> Published:
         address = f"{self.config.issuer.rstrip('/')}/.well-known/openid-configuration"

@@ -25,7 +25,7 @@ from broker.errors import (
 )
 from broker.http import Http
 from broker.oauth import OAuth
-from broker.openid import KEYS_AGAIN_SECONDS, SKEW_SECONDS, OpenIdProvider, refusal
+from broker.openid import KEYS_AGAIN_SECONDS, LEFT_ALONE_SECONDS, SKEW_SECONDS, OpenIdProvider, refusal
 from broker.secret import Secret
 from broker.settings.model import SIGNING_ALGORITHMS
 from tests.house import START
@@ -107,6 +107,22 @@ def test_endpoints_are_those_the_issuer_publishes_and_its_word_is_kept_for_an_ho
     clock.advance(3_601)
     come_back(provider, there)
     assert there.asked.count("discovery") == there.asked.count("keys") == 2
+
+
+def test_a_provider_that_is_away_is_asked_once_in_a_while(
+    clock: ManualClock, there: CannedProvider, canned: responses.RequestsMock
+) -> None:
+    address = f"{ISSUER}.well-known/openid-configuration"
+    canned.replace("GET", address, status=503)
+    provider = openid(clock)
+    for _ in range(3):
+        with pytest.raises(SignInUnavailable):
+            provider.depart(BACK)
+    assert len([call for call in canned.calls if call.request.url == address]) == 1
+    clock.advance(LEFT_ALONE_SECONDS)
+    with pytest.raises(SignInUnavailable):
+        provider.depart(BACK)
+    assert len([call for call in canned.calls if call.request.url == address]) == 2
 
 
 def test_what_was_published_still_counts_while_the_provider_is_away(
