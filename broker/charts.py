@@ -163,10 +163,9 @@ def lines(
     )  # fmt: skip
 
 
-def shares(values: Sequence[float]) -> tuple[float, ...]:
-    """Return how long each bar is, in percent of the longest; what is not nothing is long enough to be seen."""
-    longest = max(values, default=0.0)
-    return tuple(max(value / longest * 100, LEAST_SHARE) if value > 0 else 0.0 for value in values)
+def shares(values: Sequence[float], whole: float) -> tuple[float, ...]:
+    """Return how long each bar is, in percent of `whole`; what is not nothing is long enough to be seen."""
+    return tuple(max(value / whole * 100, LEAST_SHARE) if value > 0 else 0.0 for value in values)
 
 
 def _tall(value: float, top: float, plot: float) -> float:

@@ -86,7 +86,7 @@ def test_few_words_stand_along_a_chart_and_none_outside() -> None:
     assert [label.text for label in charts.columns([[1]], ["only"]).labels] == ["only"]
 
 
-def test_a_bar_is_as_long_as_its_share_of_the_longest_and_never_too_short_to_see() -> None:
-    assert charts.shares([10, 5, 0, 0.0001]) == (100, 50, 0, LEAST_SHARE)
-    assert charts.shares([0, 0]) == (0, 0)
-    assert charts.shares([]) == ()
+def test_a_bar_is_as_long_as_its_share_of_all_and_never_too_short_to_see() -> None:
+    assert charts.shares([10, 5, 0, 0.0001], 20) == (50, 25, 0, LEAST_SHARE)
+    assert charts.shares([0, 0], 0) == (0, 0)
+    assert charts.shares([], 0) == ()

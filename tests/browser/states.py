@@ -604,7 +604,7 @@ def ops_signed_out(scene: Scene) -> None:
     expect(scene.page.get_by_text("You have signed out")).to_be_visible()
 
 
-@state("Connections", primary="Apply filters")
+@state("Connections", primary="Search")
 def ops_list(scene: Scene) -> None:
     done_parked(scene)
     scene.world.control("reset")
@@ -614,11 +614,11 @@ def ops_list(scene: Scene) -> None:
     expect(scene.page.get_by_role("table")).to_be_visible()
 
 
-@state("Connections", primary="Apply filters")
+@state("Connections", primary="Search")
 def ops_list_no_match(scene: Scene) -> None:
     scene.sign_in()
     scene.page.get_by_label("Search").fill("nothing-has-this-name")
-    scene.press("Apply filters")
+    scene.press("Search")
     expect(scene.page.get_by_text("No connections match")).to_be_visible()
 
 
@@ -782,7 +782,7 @@ def ops_audit(scene: Scene) -> None:
     expect(scene.page.get_by_role("link", name="Previous page")).to_be_visible()
 
 
-@state("Audit trail", primary="Apply filters")
+@state("Audit trail", primary="Search")
 def ops_audit_no_match(scene: Scene) -> None:
     scene.sign_in()
     scene.go("/ops/audit?target=nothing-has-this-name")

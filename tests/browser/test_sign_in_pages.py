@@ -6,19 +6,33 @@ import re
 from collections.abc import Callable, Iterator
 
 import pytest
-from playwright.sync_api import BrowserContext, Page, expect
+from playwright.sync_api import Browser, BrowserContext, Page, expect
 
+from broker.web.pages import BRAND_SHEET
 from tests.browser import look
+from tests.browser.conftest import Host
 from tests.browser.states import OPERATOR, PASSWORD
 from tests.browser.watch import Watch
 from tests.databases import SqliteDatabases
 from tests.e2e.openid_provider import PASSWORD as AT_THE_PROVIDER
 from tests.e2e.openid_world import OpenIdWorld
 
-BRANDING = """
+COLOR, DARKEST, LIGHTEST = "#9d174d", "#000000", "#767676"
+"""A host's colour as somebody would set it, and the two ends of what settings accept."""
+
+LOGO_URL = "https://cdn.acme.example/logo.svg"
+# Dark words on nothing, as most logos are made.
+LOGO = """<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 132 32" width="132" height="32"><circle cx="16" cy="16"
+r="13" fill="#9d174d"/><text x="38" y="22" font-family="sans-serif" font-size="18" fill="#1b1b1b">Acme Inc</text>
+</svg>"""
+
+BRANDING = f"""
 [branding]
 name = "Acme Analytics"
+logo_url = "{LOGO_URL}"
+color = "{COLOR}"
 support_email = "help@acme.example"
+privacy_url = "https://acme.example/privacy"
 home_url = "https://app.acme.example"
 """
 
@@ -39,12 +53,29 @@ def world(tmp_path_factory: pytest.TempPathFactory, sqlite_databases: SqliteData
             world.stop_all()
 
 
+@pytest.fixture(scope="module")
+def host(world: OpenIdWorld) -> Host:
+    """A host's backend, beside those who come by themselves."""
+    return Host(world)
+
+
+@pytest.fixture
+def visitor(world: OpenIdWorld, host: Host, context: BrowserContext, watch: Watch, end_user: str) -> Visitor:
+    """Somebody in a fresh browser, who sees the host's logo."""
+    # The provider's page names no icon, so the browser looks for one that is not there.
+    context.route("**/favicon.ico", lambda route: route.fulfill(status=204))
+    context.route(LOGO_URL, lambda route: route.fulfill(body=LOGO, content_type="image/svg+xml"))
+    return Visitor(world, host, context.new_page(), end_user)
+
+
 class Visitor:
     """Somebody in a fresh browser."""
 
-    def __init__(self, world: OpenIdWorld, page: Page) -> None:
+    def __init__(self, world: OpenIdWorld, host: Host, page: Page, end_user: str) -> None:
         self.world = world
+        self.host = host
         self.page = page
+        self.end_user = end_user
 
     def go(self, path: str) -> None:
         """Open a page of the broker."""
@@ -131,6 +162,33 @@ def ops_signed_out_everywhere(visitor: Visitor) -> None:
     visitor.press("Sign out everywhere")
 
 
+def branded_connect(visitor: Visitor) -> None:
+    visitor.page.goto(visitor.host.link(visitor.end_user, apps=["stripe"], return_url="https://host.example/settings"))
+
+
+def branded_done(visitor: Visitor) -> None:
+    branded_connect(visitor)
+    visitor.press("Connect Stripe")
+    expect(visitor.page.locator(".badge-ok")).to_have_text("Connected")
+
+
+def branded_list(visitor: Visitor) -> None:
+    branded_done(visitor)
+    visitor.page.goto(visitor.host.link(visitor.end_user, manage=True))
+    visitor.press("Show my accounts")
+
+
+def branded_error(visitor: Visitor) -> None:
+    visitor.go("/this-page-does-not-exist")
+
+
+def branded_console(visitor: Visitor) -> None:
+    visitor.go("/ops/sign-in")
+    visitor.page.get_by_label("E-mail").fill(OPERATOR)
+    visitor.page.get_by_label("Password", exact=True).fill(PASSWORD)
+    visitor.press("Sign in")
+
+
 STATES: tuple[tuple[Callable[[Visitor], None], str, int], ...] = (
     (sign_in, "Sign in", 200),
     (sign_in_german, "Anmelden", 200),
@@ -146,6 +204,11 @@ STATES: tuple[tuple[Callable[[Visitor], None], str, int], ...] = (
     (ops_operators, "Operators", 200),
     (ops_operator_signed_out, "Operators", 200),
     (ops_signed_out_everywhere, "Sign in", 200),
+    (branded_connect, "Connect Stripe to Acme Analytics", 200),
+    (branded_done, "Stripe is connected", 200),
+    (branded_list, "Your connected accounts", 200),
+    (branded_error, "Page not found", 404),
+    (branded_console, "Connections", 200),
 )
 
 
@@ -154,15 +217,12 @@ def test_a_page(
     reach: Callable[[Visitor], None],
     heading: str,
     status: int,
-    world: OpenIdWorld,
-    context: BrowserContext,
+    visitor: Visitor,
     watch: Watch,
 ) -> None:
-    # The provider's page names no icon, so the browser looks for one that is not there.
-    context.route("**/favicon.ico", lambda route: route.fulfill(status=204))
-    page = context.new_page()
+    page = visitor.page
 
-    reach(Visitor(world, page))
+    reach(visitor)
 
     name = f"openid-{reach.__name__.replace('_', '-')}"
     expect(page.get_by_role("heading", level=1)).to_have_text(re.compile(heading))
@@ -176,10 +236,21 @@ def test_a_page(
     assert watch.said() == []
 
 
-def test_signing_in_and_out_without_javascript(world: OpenIdWorld, context: BrowserContext) -> None:
-    assert context.browser is not None
-    plain = context.browser.new_context(java_script_enabled=False)
-    visitor = Visitor(world, plain.new_page())
+@pytest.mark.parametrize("color", [DARKEST, LIGHTEST])
+def test_every_colour_that_settings_accept_can_be_read(visitor: Visitor, color: str) -> None:
+    sheet = BRAND_SHEET.format(color=color)
+    visitor.page.route("**/brand.css", lambda route: route.fulfill(body=sheet, content_type="text/css"))
+    for number, reach in enumerate((branded_connect, sign_in)):
+        reach(visitor)
+        ground = visitor.page.locator(".button-primary").evaluate("(e) => getComputedStyle(e).backgroundColor")
+        assert ground == f"rgb({', '.join(str(part) for part in bytes.fromhex(color[1:]))})"
+        assert look.problems(visitor.page, f"branded-{color[1:]}-{number}") == []
+        assert look.walk(visitor.page)[1] == []
+
+
+def test_signing_in_and_out_without_javascript(world: OpenIdWorld, host: Host, browser: Browser) -> None:
+    plain = browser.new_context(java_script_enabled=False)
+    visitor = Visitor(world, host, plain.new_page(), "jo")
     visitor.sign_in("jo", "/connections", "Sign in with Acme")
     expect(visitor.page.get_by_role("heading", name="Your connected accounts")).to_be_visible()
     visitor.press("Sign out")

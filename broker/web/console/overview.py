@@ -42,7 +42,7 @@ class Number:
 
 @dataclass(frozen=True)
 class Row:
-    """One row of a figure's table, and its bar where the figure has bars: `share` is in percent of the longest."""
+    """One row of a figure's table, and its bar where the figure has bars: `share` is in percent of all."""
 
     # What the row is about: a word, or when a part of the period begins.
     about: str | datetime
@@ -182,7 +182,7 @@ def _funnel(found: Overview, _period: Period) -> Figure:
         finding += f" Most stop before “{where}”: {_count(most)}."
     if funnel.followed < funnel.created:
         finding += f" Worked out from {_count(funnel.followed)} of them."
-    lengths = shares([count for _, count in steps])
+    lengths = shares([count for _, count in steps], funnel.created)
     return Figure(
         "funnel",
         "From link to import",
@@ -223,7 +223,7 @@ def _providers(found: Overview, _period: Period) -> Figure:
                 _app(key, apps), (_count(count), _percent(count, everything)),
                 url_for("console.list_connections", app=key), share,
             )
-            for (key, count), share in zip(ordered, shares([count for _, count in ordered]), strict=True)
+            for (key, count), share in zip(ordered, shares([count for _, count in ordered], everything), strict=True)
         ),
         is_empty=not ordered,
     )  # fmt: skip
@@ -246,7 +246,7 @@ def _statuses(found: Overview, _period: Period) -> Figure:
                 STATUS_WORDS[status].operator, (_count(count), _percent(count, everything)),
                 url_for("console.list_connections", status=status), share,
             )
-            for (status, count), share in zip(known, shares([count for _, count in known]), strict=True)
+            for (status, count), share in zip(known, shares([count for _, count in known], everything), strict=True)
         ),
         is_empty=not known,
     )  # fmt: skip
@@ -316,7 +316,9 @@ def _reasons(found: Overview, _period: Period) -> Figure:
         ("Reason", "Failures", "Of all"),
         tuple(
             Row(words, (_count(count), _percent(count, everything)), href, share)
-            for (words, count, href), share in zip(shown, shares([count for _, count, _ in shown]), strict=True)
+            for (words, count, href), share in zip(
+                shown, shares([count for _, count, _ in shown], everything), strict=True
+            )
         ),
         is_empty=not shown,
     )
