@@ -3,6 +3,7 @@ from __future__ import annotations
 import gzip
 import http.client
 import json
+import re
 import socket
 import threading
 import time
@@ -12,11 +13,14 @@ from contextlib import closing
 from urllib.parse import urlsplit
 
 import pytest
+from flask import Flask
 
 from broker.sandbox import RunningSandbox, Secrets, running
 from broker.sandbox.faults import KINDS, POINTS
 from broker.sandbox.sequin.store import REGISTERED_AT
+from broker.sandbox.stand_ins import discover
 
+STAND_INS = discover()
 SHORT = 0.2
 APPS = "/sequin/v1/oauth-apps"
 
@@ -25,6 +29,22 @@ APPS = "/sequin/v1/oauth-apps"
 def connection(sandbox: RunningSandbox) -> Iterator[http.client.HTTPConnection]:
     with closing(http.client.HTTPConnection(urlsplit(sandbox.url).netloc, timeout=5)) as opened:
         yield opened
+
+
+def calls_of_stand_ins() -> dict[str, tuple[str, str]]:
+    """Return a call of each kind of every smaller stand-in, by its fault point."""
+    calls = {}
+    for name, stand_in in STAND_INS.items():
+        own = {stand_in.authorize: "authorize", stand_in.token: "token", stand_in.revoke: "revoke"}
+        app = Flask("stand-in")
+        app.register_blueprint(stand_in.blueprint)
+        for rule in app.url_map.iter_rules():
+            if rule.endpoint.startswith(f"{name}."):
+                path = re.sub("<[^>]+>", "x", rule.rule)
+                method = min((rule.methods or set()) - {"HEAD", "OPTIONS"})
+                if (method, own.get(path.removeprefix(f"/{name}"))) != ("POST", "authorize"):
+                    calls[f"{name}.{own.get(path.removeprefix(f'/{name}'), 'account')}"] = (method, path)
+    return calls
 
 
 def ask(connection: http.client.HTTPConnection, method: str, path: str, body: object = None) -> tuple[int, bytes]:
@@ -296,6 +316,7 @@ class TestScript:
             "sequin.update": ("PATCH", "/sequin/v1/credentials/x"),
             "sequin.delete": ("DELETE", "/sequin/v1/credentials/x"),
             "sequin.oauth_apps": ("GET", APPS),
+            **calls_of_stand_ins(),
         }
         script(connection, on=point, fault="status", status=418, body="short and stout")
         assert ask(connection, *paths[point]) == (418, b"short and stout")
