@@ -254,7 +254,12 @@ CONFIG_SETTINGS: tuple[Setting, ...] = (
         default=Branding.name,
         example="Acme Analytics",
     ),
-    Setting("branding.logo_url", "Its logo.", addresses.link, example="https://www.example.com/logo.svg"),
+    Setting(
+        "branding.logo_url",
+        "Its logo, 32 px high; on white in the dark theme.",
+        addresses.link,
+        example="https://www.example.com/logo.svg",
+    ),
     Setting(
         "branding.color",
         "Its colour, for buttons with white text; a contrast below 4.5:1 is refused.",
