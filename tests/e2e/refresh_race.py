@@ -159,8 +159,11 @@ def _cause_trouble(world: World, chance: random.Random, seconds: float, *, kills
 def _let_leases_run_out(world: World) -> None:
     over = datetime.now(UTC) - timedelta(seconds=1)
     running = sa.and_(_jobs.c.kind == "refresh", _jobs.c.state == JobState.RUNNING)
-    # Whoever was paused in the middle of a write to SQLite keeps everybody out until it wakes up.
+    # Whoever was paused in the middle of a write keeps others out, us too, and wakes up only once we are through here:
+    # out of SQLite as a whole, out of a row of PostgreSQL.
     with suppress(sa.exc.OperationalError), world.database() as connection:
+        if connection.dialect.name == "postgresql":
+            connection.execute(sa.text("SET LOCAL lock_timeout = '1s'"))
         connection.execute(sa.update(_jobs).where(running).values(due_at=over))
 
 
