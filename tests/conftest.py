@@ -18,6 +18,8 @@ NETWORK_FOLDERS = {"browser", "e2e", "sandbox"}
 LOOPBACK = ["127.0.0.1", "::1", "localhost"]
 DATABASES = [name for name in os.environ.get("BROKER_TEST_DATABASES", "sqlite,postgresql").split(",") if name]
 """Which databases the tests that need one run on; `BROKER_TEST_DATABASES=sqlite` is quicker while working."""
+SWEPT = "kill sweep"
+"""The property of a test under which it tells the summary what was swept: tests run in other processes."""
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -41,10 +43,14 @@ def pytest_runtest_setup() -> None:
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
-    """Say loudly what was not tested."""
+    """Say loudly what was not tested, and how much was swept."""
     # From the reports, not from this process's memory: the tests ran in others.
     if any(chromium.MISSING in str(report.longrepr) for report in terminalreporter.getreports("skipped")):
         terminalreporter.write_sep("!", chromium.MISSING, red=True, bold=True)
+    for report in terminalreporter.getreports("passed"):
+        for name, said in report.user_properties:
+            if name == SWEPT:
+                terminalreporter.write_line(f"{SWEPT}: {said}")
     left_out = {"sqlite", "postgresql"} - set(DATABASES)
     if left_out:
         terminalreporter.write_sep("!", f"NOT TESTED ON: {', '.join(sorted(left_out))}", red=True, bold=True)

@@ -53,15 +53,4 @@ def end_user() -> str:
     return f"person-{next(_numbers)}"
 
 
-SWEPT = "kill sweep"
-"""The property of a test under which it tells the summary what was swept: tests run in other processes."""
-
 kill_runs = pytest.StashKey[dict[str, dict[Journey, list[Run]]]]()
-
-
-def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
-    """Say how much was swept."""
-    for report in terminalreporter.getreports("passed"):
-        for name, said in report.user_properties:
-            if name == SWEPT:
-                terminalreporter.write_line(f"{SWEPT}: {said}")

@@ -6,9 +6,9 @@ from collections.abc import Callable, Iterator
 
 import pytest
 
-from tests.conftest import DATABASES
+from tests.conftest import DATABASES, SWEPT
 from tests.databases import Databases
-from tests.e2e.conftest import SWEPT, kill_runs
+from tests.e2e.conftest import kill_runs
 from tests.e2e.kill_sweep import (
     JOURNEYS,
     NAMED,
