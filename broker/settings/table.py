@@ -417,7 +417,7 @@ APP_FIELDS: tuple[AppField, ...] = (
     AppField("sequin_oauth_app_id", "Id of the matching OAuth app in Sequin.", values.identifier),
     AppField(
         "webhook_secret",
-        "Verifies the provider's webhooks; several, separated by commas, while you rotate it.",
+        "Verifies the provider's webhooks, where they are read; several, separated by commas, while you rotate it.",
         values.token,
         plural="webhook_secrets",
         separator=re.compile(r"[,\s]+"),
