@@ -1,4 +1,4 @@
-"""Ending together: a child process that stops when its parent is gone, however that went."""
+"""How a process ends: when it is told to, however often, and when its parent is gone, however that went."""
 
 from __future__ import annotations
 
@@ -6,6 +6,22 @@ import os
 import signal
 import sys
 import threading
+from queue import SimpleQueue
+
+
+class StopSignal:
+    """SIGINT or SIGTERM: noted from now on, instead of ending this process. For the main thread."""
+
+    def __init__(self) -> None:
+        # A handler runs in the middle of whatever the main thread does, often in `wait` itself as the second signal of
+        # two. `threading.Event` takes a lock there that the interrupted code may hold, and hangs; this queue does not.
+        self._came: SimpleQueue[None] = SimpleQueue()
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, lambda *_: self._came.put(None))
+
+    def wait(self) -> None:
+        """Return once one has come."""
+        self._came.get()
 
 
 def stop_at_end_of_input() -> None:

@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import signal
-import threading
-
 import click
 import structlog
 from flask.cli import ScriptInfo
 
 from broker.cli.printing import until_eof
 from broker.db import require_current_schema
-from broker.lifeline import stop_at_end_of_input
+from broker.lifeline import StopSignal, stop_at_end_of_input
 from broker.services import Services
 
 DEFAULT_THREADS = 16
@@ -49,15 +46,13 @@ def worker(context: click.Context, threads: int, *, until_eof: bool) -> None:
 
     services: Services = context.ensure_object(ScriptInfo).load_app().extensions["broker"]
     _require_ready(services)
-    stopping = threading.Event()
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, lambda *_: stopping.set())
+    stop_signal = StopSignal()
     if until_eof:
         stop_at_end_of_input()
     running = Worker(services, threads=threads)
     running.start()
     log.info("worker.started", threads=threads)
-    stopping.wait()
+    stop_signal.wait()
     running.stop()
     log.info("worker.stopped")
 

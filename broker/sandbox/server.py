@@ -4,19 +4,18 @@ from __future__ import annotations
 
 import contextlib
 import logging
-import signal
 import socket
 import sys
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from types import FrameType
 from typing import TYPE_CHECKING, Any
 
 from werkzeug.serving import BaseWSGIServer, WSGIRequestHandler, make_server
 
 from broker.clock import Clock
+from broker.lifeline import StopSignal
 from broker.sandbox.app import create_sandbox
 from broker.sandbox.connection import ENVIRON_KEY, Connection
 from broker.sandbox.environment import dotenv, environment
@@ -55,13 +54,11 @@ def serve(port: int, data_dir: Path, *, announce: Callable[[str], None] = print)
 
     Raises SystemExit with a sentence when the port is taken.
     """
-    stop = threading.Event()
-    with _stopping_on_signals(stop), _served(load_secrets(data_dir), None, port) as sandbox:
+    with _served(load_secrets(data_dir), None, port) as sandbox:
+        stop_signal = StopSignal()
         announce(f"Sandbox on {sandbox.url}: stand-ins for the providers and Sequin. Nothing real is shared.")
         sys.stdout.flush()
-        # In slices: a wait without end would not notice signals on every system.
-        while not stop.wait(1):
-            pass
+        stop_signal.wait()
 
 
 @contextlib.contextmanager
@@ -113,22 +110,6 @@ def _listen(port: int) -> list[socket.socket]:
 def _server(listening: socket.socket, app: Any, handler: type[WSGIRequestHandler]) -> BaseWSGIServer:
     host, port = listening.getsockname()[:2]
     return make_server(host, port, app, threaded=True, request_handler=handler, fd=listening.fileno())
-
-
-@contextlib.contextmanager
-def _stopping_on_signals(stop: threading.Event) -> Iterator[None]:
-    def note(_number: int, _frame: FrameType | None) -> None:
-        stop.set()
-
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    before = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
 
 
 class Connections:
