@@ -28,7 +28,7 @@ from urllib.parse import SplitResult, quote, urlencode, urlsplit
 
 import requests
 import urllib3
-from requests.adapters import BaseAdapter, HTTPAdapter
+from requests.adapters import HTTPAdapter
 from requests.utils import DEFAULT_CA_BUNDLE_PATH
 from urllib3.connection import HTTPConnection, HTTPSConnection
 from urllib3.connectionpool import HTTPConnectionPool, HTTPSConnectionPool
@@ -375,27 +375,6 @@ class _Transport(HTTPAdapter):
         conn.cert_reqs = "CERT_REQUIRED"
 
 
-class Visit(BaseAdapter):
-    """What a foreign session (Authlib's) mounts: our transport with one deadline; closing it closes nothing."""
-
-    def __init__(self, fetch: Callable[[requests.PreparedRequest], tuple[requests.Response, bytes]]) -> None:
-        super().__init__()
-        self._fetch = fetch
-        self.answered = False
-        """Whether an answer has come back: from then on the other side has acted, whatever fails later."""
-
-    def send(self, request: requests.PreparedRequest, *args: Any, **kwargs: Any) -> requests.Response:
-        """Send under our rules; whatever the session says about redirects, proxies or certificates is ignored."""
-        response, body = self._fetch(request)
-        self.answered = True
-        # Already read under cap and deadline. A plain buffer also leaves requests no cookies to find.
-        response.raw = io.BytesIO(body)
-        return response
-
-    def close(self) -> None:
-        """Keep the shared pool."""
-
-
 # --- answers ------------------------------------------------------------------------------------------
 
 
@@ -561,7 +540,7 @@ class Http:
         *,
         headers: Mapping[str, str] | None = None,
         json: object | None = None,
-        form: Mapping[str, str] | None = None,
+        form: Mapping[str, str] | str | None = None,
         basic: tuple[str, Secret] | None = None,
         bearer: Secret | None = None,
         deadline: float = TOTAL_SECONDS,
@@ -569,7 +548,7 @@ class Http:
     ) -> Answer:
         """Send one request, never repeated, and return the whole answer, whatever its status (a redirect is refused).
 
-        `deadline` is in seconds, at most 15. Raises NetworkError.
+        A `form` that is text is encoded already. `deadline` is in seconds, at most 15. Raises NetworkError.
         """
         with translated(_where(method, url)):
             request = _prepare(method, url, headers, json, form, _authorization(basic, bearer))
@@ -614,10 +593,6 @@ class Http:
         finally:
             response.close()
         return Answer(response.status_code, response.headers, b"", str(request.url))
-
-    def adapter(self, deadline: float, max_bytes: int = MAX_BYTES) -> Visit:
-        """Return an adapter to mount on a requests session: same pool, same rules, this deadline per request."""
-        return Visit(partial(self._fetch, min(deadline, TOTAL_SECONDS), max_bytes))
 
     def check(self, url: str) -> None:
         """Raise AddressRefused for an address that would not be called, now that its name stands for what it does.
@@ -746,7 +721,7 @@ def _prepare(
     url: str,
     headers: Mapping[str, str] | None,
     json: object | None,
-    form: Mapping[str, str] | None,
+    form: Mapping[str, str] | str | None,
     authorization: str | None,
     content: bytes | None = None,
 ) -> requests.PreparedRequest:
@@ -755,7 +730,7 @@ def _prepare(
         raise AddressRefused(f"{_where(method, url)}: the address holds characters it cannot have")
     # Prepared without a session: no cookies, no netrc, no proxies from the environment.
     sent = {"Accept": "application/json", **(headers or {})}
-    body = content
+    body: bytes | str | None = content
     if json is not None:
         try:
             body = jsonlib.dumps(json, separators=(",", ":"), allow_nan=False).encode("ascii")
@@ -763,7 +738,7 @@ def _prepare(
             raise RequestUnsendable(f"{_where(method, url)}: the body is not JSON") from None
         sent["Content-Type"] = "application/json"
     elif form is not None:
-        body = urlencode(form).encode("ascii")
+        body = form if isinstance(form, str) else urlencode(form).encode("ascii")
         sent["Content-Type"] = "application/x-www-form-urlencoded"
     if authorization is not None:
         # Refused here, because requests' own check quotes the whole header in its message.

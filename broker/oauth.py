@@ -13,10 +13,13 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from typing import Any, Literal, NoReturn
-from urllib.parse import quote_plus
+from urllib.parse import quote_plus, urlencode
 
 from authlib.common.errors import AuthlibBaseError
-from authlib.integrations.requests_client import OAuth2Session
+from authlib.oauth2 import ClientAuth
+from authlib.oauth2 import TokenAuth as BearerAuth
+from authlib.oauth2.base import OAuth2Error
+from authlib.oauth2.client import OAuth2Client
 
 from broker.clock import Clock, SystemClock
 from broker.errors import (
@@ -28,7 +31,7 @@ from broker.errors import (
     Unreadable,
     UnusableAnswer,
 )
-from broker.http import Answer, Deadline, Http, Visit, basic_auth, hush, readable, retry_after, translated
+from broker.http import Answer, Deadline, Http, basic_auth, hush, readable, retry_after
 from broker.secret import MASK, Secret, digest, random_token
 
 # Authlib's loggers write the PKCE verifier at DEBUG.
@@ -127,7 +130,7 @@ class OAuth:
             raise ValueError(f"not an extra parameter: {', '.join(sorted(clash))}")
         state = state or Secret(random_token())
         verifier = Secret(random_token(384)) if profile.pkce else None
-        url, _ = self._session(profile, profile.client_secrets[0], deadline=0).create_authorization_url(
+        url, _ = self._client(profile, profile.client_secrets[0], deadline=0).create_authorization_url(
             profile.authorize_url,
             state=state.reveal(),
             code_verifier=verifier.reveal() if verifier else None,
@@ -156,10 +159,10 @@ class OAuth:
         if code_verifier is not None:
             form["code_verifier"] = code_verifier.reveal()
         with self._trying(self._in_order(profile)[0]) as secret:
-            session = self._session(profile, secret, deadline, code, code_verifier)
-            with _failures(profile, session):
-                session.fetch_token(profile.token_url, grant_type="authorization_code", **form, **_SEND)
-            return self._judge(session)
+            client = self._client(profile, secret, deadline)
+            with _failures(profile, client):
+                client.fetch_token(profile.token_url, grant_type="authorization_code", **form)
+            return self._judge(profile, client, code, code_verifier)
 
     def refresh(self, profile: OAuthProfile, *, refresh_token: Secret, deadline: float = 10.0) -> dict[str, object]:
         """Spend a refresh token and return the provider's JSON object as it came.
@@ -179,10 +182,10 @@ class OAuth:
         self, profile: OAuthProfile, secret: Secret, refresh_token: Secret, deadline: float
     ) -> dict[str, object]:
         with self._trying(secret):
-            session = self._session(profile, secret, deadline, refresh_token)
-            with _failures(profile, session):
-                session.refresh_token(profile.token_url, refresh_token=refresh_token.reveal(), **_SEND)
-            return self._judge(session)
+            client = self._client(profile, secret, deadline)
+            with _failures(profile, client):
+                client.refresh_token(profile.token_url, refresh_token=refresh_token.reveal())
+            return self._judge(profile, client, refresh_token)
 
     def _in_order(self, profile: OAuthProfile) -> list[Secret]:
         """Return the client secrets to try, those that were refused last."""
@@ -199,27 +202,43 @@ class OAuth:
             raise
         self._refused.discard(name)
 
-    def _session(
-        self, profile: OAuthProfile, client_secret: Secret, deadline: float, *secrets: Secret | None
-    ) -> _Session:
-        known = [secret.reveal() for secret in (*secrets, *profile.client_secrets) if secret]
-        return _Session(profile, client_secret, self._http.adapter(deadline), known)
+    def _client(self, profile: OAuthProfile, client_secret: Secret, deadline: float) -> _Client:
+        return _Client(profile, client_secret, _Session(self._http, deadline))
 
-    def _judge(self, session: _Session) -> dict[str, object]:
-        if session.answer is None:
+    def _judge(self, profile: OAuthProfile, client: _Client, *sent: Secret | None) -> dict[str, object]:
+        if client.session.answer is None:
             raise UnusableAnswer("the token endpoint's answer was never read")
-        return _judge(session.answer, self._clock.now(), session.secrets)
+        known = [secret.reveal() for secret in (*sent, *profile.client_secrets) if secret]
+        return _judge(client.session.answer, self._clock.now(), known)
 
 
-# Our adapter enforces both anyway; said here too, where a reader of Authlib's manual looks for them.
-_SEND: dict[str, Any] = {"allow_redirects": False, "timeout": (3, 10)}
+class _Session:
+    """What Authlib takes for a session: one token request through our door. No cookie and no token outlives it."""
+
+    def __init__(self, http: Http, deadline: float) -> None:
+        self._http = http
+        self._deadline = deadline
+        self.answer: Answer | None = None
+
+    def post(self, url: str, *, data: Mapping[str, str], headers: Mapping[str, str], auth: ClientAuth) -> Answer:
+        """Send the form with the proof of who we are."""
+        url, headers, body = auth.prepare("POST", url, dict(headers), urlencode(data))
+        self.answer = self._http.request("POST", url, headers=headers, form=body, deadline=self._deadline)
+        return self.answer
 
 
-class _Session(OAuth2Session):  # type: ignore[misc]
-    """One token request. Light, and thrown away, so that no cookie and no token outlives it."""
+class _Client(OAuth2Client):  # type: ignore[misc]
+    """One token request, in Authlib's words."""
 
-    def __init__(self, profile: OAuthProfile, client_secret: Secret, adapter: Visit, secrets: list[str]) -> None:
+    client_auth_class = ClientAuth
+    token_auth_class = BearerAuth
+    oauth_error_class = OAuth2Error
+    SESSION_REQUEST_PARAMS = ()
+    session: _Session
+
+    def __init__(self, profile: OAuthProfile, client_secret: Secret, session: _Session) -> None:
         super().__init__(
+            session,
             client_id=profile.client_id,
             client_secret=client_secret.reveal(),
             token_endpoint_auth_method=profile.token_auth,
@@ -227,18 +246,11 @@ class _Session(OAuth2Session):  # type: ignore[misc]
             # After a refresh Authlib writes into this; left None it would fail there.
             token={},
         )
-        self.trust_env = False
-        self.mount("https://", adapter)
-        self.mount("http://", adapter)
         for name, prove in _PROOFS.items():
             self.register_client_auth_method((name, prove))
-        self.adapter = adapter
-        self.secrets = secrets
-        self.answer: Answer | None = None
 
-    def parse_response_token(self, resp: Any) -> dict[str, object]:
-        """Keep the answer to be judged by us, once Authlib is done."""
-        self.answer = Answer(resp.status_code, resp.headers, resp.content, resp.url)
+    def parse_response_token(self, _answer: Answer) -> dict[str, object]:
+        """Leave the answer to be judged by us, once Authlib is done."""
         return {}
 
 
@@ -258,14 +270,13 @@ _PROOFS = {"client_secret_basic": _basic, "secret_key_basic": _secret_key}
 
 
 @contextmanager
-def _failures(profile: OAuthProfile, session: _Session) -> Iterator[None]:
-    where = readable(profile.token_url.partition("?")[0])
+def _failures(profile: OAuthProfile, client: _Client) -> Iterator[None]:
     try:
-        with translated(where):
-            yield
+        yield
     except (AuthlibBaseError, ValueError, TypeError) as error:
-        # Nothing of Authlib or requests should fail once an answer is there; if it does, the code is spent.
-        kind = UnusableAnswer if session.adapter.answered else RequestUnsendable
+        # Nothing of Authlib should fail once an answer is there; if it does, the code is spent.
+        kind = UnusableAnswer if client.session.answer is not None else RequestUnsendable
+        where = readable(profile.token_url.partition("?")[0])
         # `from None`: Authlib quotes the whole form, secrets included.
         raise kind(f"{where}: {type(error).__name__}") from None
 

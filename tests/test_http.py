@@ -761,31 +761,6 @@ def test_tls_where_none_is_spoken_is_refused_with_nothing_sent(http: Http) -> No
     assert not error.sent
 
 
-# --- a foreign session --------------------------------------------------------------------------------
-
-
-@pytest.mark.network
-def test_a_session_with_our_adapter_obeys_the_same_rules(http: Http, serve: Serve) -> None:
-    plain = serve(b"HTTP/1.1 200 OK\r\nSet-Cookie: a=b\r\nContent-Length: 2\r\n\r\nok")
-    moved = serve(f"HTTP/1.1 307 Go\r\nLocation: {plain.url}\r\nContent-Length: 0\r\n\r\n".encode())
-    slow = serve(dripping(b"HTTP/1.1 200 OK\r\nContent-Length: 999\r\n\r\n", b"a"))
-    with requests.Session() as session:
-        session.mount("http://", http.adapter(SOON))
-        session.mount("https://", http.adapter(SOON))
-        response = session.get(plain.url)
-        with pytest.raises(RedirectRefused):
-            session.post(moved.url, data={"secret": "1"})
-        with pytest.raises(DeadlineExceeded):
-            session.get(slow.url, timeout=60)
-        with pytest.raises(AddressRefused):
-            session.get("http://example.com/")
-    assert response.text == "ok"
-    assert not session.cookies
-    assert plain.connections == 1
-    assert http.request("GET", plain.url).status == 200, "closing the session closed the shared pool"
-    assert plain.connections == 1
-
-
 # --- streams ------------------------------------------------------------------------------------------
 
 
