@@ -33,7 +33,7 @@ from broker.contract import (
     RESERVED_METADATA,
     LinkState,
 )
-from broker.db import Database
+from broker.db import Database, table
 from broker.errors import (
     LinkExpired,
     LinkRevoked,
@@ -262,7 +262,7 @@ class Links:
         """
         now = self._clock.now()
         with self._database.read() as connection:
-            row = connection.execute(_by_token(token)).one_or_none()
+            row = _by_token(connection, token)
             if row is None:
                 raise LinkUnknown
             spent = _spent(connection, row.id)
@@ -289,7 +289,7 @@ class Links:
         """
         now = self._clock.now()
         with self._database.write() as connection:
-            row = connection.execute(_by_token(token)).one_or_none()
+            row = _by_token(connection, token)
             if row is None or not row.manage:
                 raise LinkUnknown
             _admit(connection, row, _is_used(row, {}), browser_hash, now)
@@ -317,7 +317,7 @@ class Links:
 
     def _mark_opened(self, key: int, now: datetime) -> None:
         with self._database.write() as connection:
-            connection.execute(sa.update(Link).where(Link.id == key, Link.opened_at.is_(None)).values(opened_at=now))
+            connection.execute(_MARK_OPENED, {"link": key, "now": now})
 
     def _life(self, expires_in: int | None) -> timedelta:
         if expires_in is not None:
@@ -451,17 +451,37 @@ def _viewed() -> _Query:
     )  # fmt: skip
 
 
-def _by_token(token: str) -> _Query:
+# The page of a link is the one most people see: its statements are built once.
+_BY_TOKEN = (
+    sa.select(
+        Link.id, Link.end_user_id, Link.apps, Link.return_url, Link.manage, Link.expires_at, Link.opened_at,
+        Link.revoked_at, Link.browser_hash, EndUser.external_id, EndUser.email, EndUser.name,
+    )
+    .join(EndUser, EndUser.id == Link.end_user_id)
+    .where(Link.token_hash == sa.bindparam("token_hash"))
+)  # fmt: skip
+_SPENT = sa.select(LinkUse.app_key, LinkUse.connection_id).where(LinkUse.link_id == sa.bindparam("link"))
+_UNFINISHED = (
+    sa.select(Flow.app_key, Flow.created_at)
+    .where(
+        Flow.link_id == sa.bindparam("link"),
+        Flow.browser_hash == sa.bindparam("browser_hash"),
+        # A failed attempt has told the person so on its own page.
+        Flow.state.not_in([FlowState.DONE, FlowState.FAILED]),
+    )
+    .order_by(Flow.created_at)
+)
+_MARK_OPENED = (
+    sa.update(table(Link))
+    .where(table(Link).c.id == sa.bindparam("link"), table(Link).c.opened_at.is_(None))
+    .values(opened_at=sa.bindparam("now"))
+)
+
+
+def _by_token(connection: Connection, token: str) -> _Row | None:
     # A lone surrogate cannot be hashed; no link has such a token.
     token_hash = digest(token) if storable(token) else ""
-    return (
-        sa.select(
-            Link.id, Link.end_user_id, Link.apps, Link.return_url, Link.manage, Link.expires_at, Link.opened_at,
-            Link.revoked_at, Link.browser_hash, EndUser.external_id, EndUser.email, EndUser.name,
-        )
-        .join(EndUser, EndUser.id == Link.end_user_id)
-        .where(Link.token_hash == token_hash)
-    )  # fmt: skip
+    return connection.execute(_BY_TOKEN, {"token_hash": token_hash}).one_or_none()
 
 
 def _key_of(connection: Connection, public_id: str) -> int:
@@ -538,8 +558,7 @@ def _in_state(state: LinkState, now: datetime) -> list[sa.ColumnElement[bool]]:
 
 
 def _spent(connection: Connection, link_id: int) -> dict[str, int]:
-    rows = connection.execute(sa.select(LinkUse.app_key, LinkUse.connection_id).where(LinkUse.link_id == link_id))
-    return {row.app_key: row.connection_id for row in rows}
+    return {row.app_key: row.connection_id for row in connection.execute(_SPENT, {"link": link_id})}
 
 
 def _is_used(row: _Row, spent: Mapping[str, int]) -> bool:
@@ -586,16 +605,7 @@ def _flow_is_open(connection: Connection, link_id: int, now: datetime) -> bool:
 def _unfinished(connection: Connection, link_id: int, browser_hash: str | None) -> dict[str, datetime]:
     if browser_hash is None:
         return {}
-    rows = connection.execute(
-        sa.select(Flow.app_key, Flow.created_at)
-        .where(
-            Flow.link_id == link_id,
-            Flow.browser_hash == browser_hash,
-            # A failed attempt has told the person so on its own page.
-            Flow.state.not_in([FlowState.DONE, FlowState.FAILED]),
-        )
-        .order_by(Flow.created_at)
-    )
+    rows = connection.execute(_UNFINISHED, {"link": link_id, "browser_hash": browser_hash})
     return {row.app_key: row.created_at for row in rows}
 
 
