@@ -227,6 +227,22 @@ def test_a_writer_takes_the_embedded_databases_lock_at_once_and_a_reader_never(d
     assert [each for each in begun if each.startswith("BEGIN")] == ["BEGIN IMMEDIATE", "BEGIN"]
 
 
+@pytest.mark.parametrize("unit", ["read", "look", "reading"])
+def test_what_a_reader_gives_back_is_lent_to_a_writer_as_to_any(database: Database, unit: str) -> None:
+    if not database.is_sqlite:
+        pytest.skip("PostgreSQL locks rows")
+    begun: list[str] = []
+    sa.event.listen(database.engine, "connect", lambda opened, _: opened.set_trace_callback(begun.append))
+    # The first one begins nothing.
+    with getattr(database, unit)():
+        pass
+    with getattr(database, unit)() as opened:
+        opened.execute(sa.text("SELECT 1"))
+    with database.write():
+        pass
+    assert [each for each in begun if each.startswith("BEGIN")] == ["BEGIN", "BEGIN IMMEDIATE"]
+
+
 def test_the_embedded_database_survives_power_loss_and_keeps_its_rules(database: Database) -> None:
     if not database.is_sqlite:
         pytest.skip("PostgreSQL has these by default")

@@ -108,6 +108,30 @@ def test_the_standard_librarys_loggers_use_the_same_door(stream: io.StringIO) ->
     assert (line["event"], line["ref"], line["kept"]) == ("asked /x?…", "7F3K-92QD-M4TX", 1)
 
 
+class _Full(io.StringIO):
+    def write(self, _text: str) -> int:
+        raise OSError(28, "No space left on device")
+
+
+def test_a_line_that_cannot_be_written_costs_that_line_alone(stream: io.StringIO) -> None:
+    gone = io.StringIO()
+    gone.close()
+    for broken in (_Full(), gone):
+        logs.configure("INFO", "json", broken)
+        structlog.get_logger("broker.test").info("flow.left")
+    logs.configure("INFO", "json", stream)
+    structlog.get_logger("broker.test").info("flow.done")
+    assert [line["event"] for line in lines(stream)] == ["flow.done"]
+
+
+def test_events_below_the_level_are_not_written(stream: io.StringIO) -> None:
+    logs.configure("warning", "json", stream)
+    log = structlog.get_logger("broker.test")
+    log.info("flow.left")
+    log.warning("flow.%s", "interrupted")
+    assert [line["event"] for line in lines(stream)] == ["flow.interrupted"]
+
+
 def test_libraries_that_quote_addresses_are_quiet_at_debug(stream: io.StringIO) -> None:
     logging.getLogger(urllib3.__name__ + ".connectionpool").debug("GET /x?code=s3cr3t")
     logging.getLogger("sqlalchemy.engine").info("INSERT …")
