@@ -75,7 +75,7 @@ pictures: setup browser ## Take the pictures of the documents anew, from a demo
 	@$(BIN)/python -m tests.browser.screenshots
 
 pins: setup ## Pin the newest versions that pyproject.toml allows
-	@for file in "requirements.txt" "requirements-dev.txt --group dev"; do \
+	@for file in "requirements.txt" "requirements-otel.txt --extra otel" "requirements-dev.txt --extra otel --group dev"; do \
 		set -- $$file && $(BIN)/uv pip compile pyproject.toml --quiet --system-certs --upgrade --universal --python-version 3.11 \
 		--generate-hashes --no-emit-index-url --no-emit-find-links --no-header --no-annotate \
 		--output-file "$$@" || exit; done

@@ -18,11 +18,17 @@ from pytest_socket import SocketBlockedError, SocketConnectBlockedError
 ROOT = Path(__file__).parent.parent
 PYPROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
 RUNTIME = PYPROJECT["project"]["dependencies"]
+TRACES = PYPROJECT["project"]["optional-dependencies"]["otel"]
 DEVELOPMENT = PYPROJECT["dependency-groups"]["dev"]
-REQUIREMENTS = {"requirements.txt": RUNTIME, "requirements-dev.txt": RUNTIME + DEVELOPMENT}
+REQUIREMENTS = {
+    "requirements.txt": RUNTIME,
+    "requirements-otel.txt": RUNTIME + TRACES,
+    "requirements-dev.txt": RUNTIME + TRACES + DEVELOPMENT,
+}
 TARGETS = ["demo", "test", "setup", "lint", "types", "sure", "bench", "browser", "help"]
 EXPECTED = {
-    *("pyproject.toml", "requirements.txt", "requirements-dev.txt", "wsgi.py", "Makefile"),
+    *("pyproject.toml", "requirements.txt", "requirements-otel.txt", "requirements-dev.txt"),
+    *("wsgi.py", "Makefile"),
     *("broker", "templates", "migrations", "tests", "docs", "examples", "benchmarks"),
     *("README.md", "CHANGELOG.md", "CONTRIBUTING.md", "SECURITY.md", "LICENSE"),
     *(
@@ -55,7 +61,7 @@ def _run(*command: str) -> subprocess.CompletedProcess[str]:
 def test_requirements_name_no_index(name: str) -> None:
     text = (ROOT / name).read_text()
 
-    for word in ("http", "index", "find-links", "file:", "#"):
+    for word in ("://", "index", "find-links", "file:", "#"):
         assert word not in text
 
 
@@ -80,11 +86,17 @@ def test_the_pins_are_within_the_bounds(name: str) -> None:
         assert pins[requirement.name] in requirement.specifier, requirement.name
 
 
-def test_tests_run_on_what_is_deployed() -> None:
-    development = _pins("requirements-dev.txt")
+@pytest.mark.parametrize("deployed", ["requirements.txt", "requirements-otel.txt"])
+def test_tests_run_on_what_is_deployed(deployed: str) -> None:
+    assert _pins(deployed).items() <= _pins("requirements-dev.txt").items()
 
-    for name, version in _pins("requirements.txt").items():
-        assert development[name] == version
+
+def test_only_who_asks_for_traces_gets_what_they_take() -> None:
+    traces = {Requirement(each).name for each in TRACES}
+
+    assert traces <= _pins("requirements-otel.txt").keys()
+    assert not [name for name in _pins("requirements.txt") if name.startswith("opentelemetry")]
+    assert _pins("requirements.txt").items() <= _pins("requirements-otel.txt").items()
 
 
 def test_the_top_level_holds_what_people_expect_there_and_nothing_else() -> None:
