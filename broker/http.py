@@ -46,6 +46,7 @@ from broker.errors import (
     UnusableAnswer,
 )
 from broker.secret import MASK, Secret
+from broker.telemetry import tracing
 
 if TYPE_CHECKING:
     from _typeshed import WriteableBuffer
@@ -119,6 +120,7 @@ class _Call:
         self.may_connect = may_connect
         self.armed = False
         self.sent = False
+        self.status: int | None = None
         self._wire_bytes_left = 2 * max_bytes + OVERHEAD_BYTES
 
     def patience(self, most: float) -> float:
@@ -570,12 +572,13 @@ class Http:
         with translated(_where(method, url)):
             request = _prepare(method, url, headers, None, None, _authorization(None, bearer))
         call = self._call(request, deadline, max_bytes)
-        with translated(call.where, call):
-            response = self._open(request, call)
-        try:
-            yield Stream(response, call)
-        finally:
-            response.close()
+        with _traced(request, call):
+            with translated(call.where, call):
+                response = self._open(request, call)
+            try:
+                yield Stream(response, call)
+            finally:
+                response.close()
 
     def post(self, url: str, *, headers: Mapping[str, str], content: bytes, deadline: float = TOTAL_SECONDS) -> Answer:
         """Post these very bytes, never repeated, and return how it was answered, without a body.
@@ -586,12 +589,13 @@ class Http:
         with translated(_where("POST", url)):
             request = _prepare("POST", url, headers, None, None, None, content)
         call = self._call(request, min(deadline, TOTAL_SECONDS), MAX_BYTES)
-        with translated(call.where, call):
-            response = self._open(request, call, _check_redirect)
-        try:
-            _read_out(response, call)
-        finally:
-            response.close()
+        with _traced(request, call):
+            with translated(call.where, call):
+                response = self._open(request, call, _check_redirect)
+            try:
+                _read_out(response, call)
+            finally:
+                response.close()
         return Answer(response.status_code, response.headers, b"", str(request.url))
 
     def check(self, url: str) -> None:
@@ -621,7 +625,7 @@ class Http:
         self, seconds: float, max_bytes: int, request: requests.PreparedRequest
     ) -> tuple[requests.Response, bytes]:
         call = self._call(request, seconds, max_bytes)
-        with translated(call.where, call):
+        with _traced(request, call), translated(call.where, call):
             response = self._open(request, call)
             return response, b"".join(_chunks(response, call))
 
@@ -640,6 +644,7 @@ class Http:
         request.headers["Accept-Encoding"] = "identity"
         request.headers.pop("Cookie", None)
         response = self._transport().send(request, stream=True, timeout=_CallTimeout(call), verify=True)  # type: ignore[arg-type]
+        call.status = response.status_code
         try:
             (check or _check_head)(response, call)
         except NetworkError:
@@ -662,6 +667,20 @@ class Http:
             return
         if not (parts.scheme == "http" and self._allow_plain_loopback and _is_loopback(parts.hostname or "")):
             raise call.failure(AddressRefused, "only https addresses are called")
+
+
+@contextmanager
+def _traced(request: requests.PreparedRequest, call: _Call) -> Iterator[None]:
+    """Give one call, from its beginning to its end, a span. Around `translated`, so that only our errors pass."""
+    with tracing.calling(str(request.method), str(request.url)) as span:
+        sent = True
+        try:
+            yield
+        except NetworkError as error:
+            sent = error.sent
+            raise
+        finally:
+            span.exchanged(call.status, sent=sent)
 
 
 def _split(url: str, call: _Call) -> SplitResult:

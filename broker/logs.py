@@ -18,6 +18,8 @@ from typing import Literal, TextIO
 import structlog
 from structlog.types import EventDict, Processor
 
+from broker.telemetry import tracing
+
 _SECRET_WORDS = frozenset(
     {"authorization", "cookie", "cookies", "password", "secret", "secrets", "token", "tokens", "verifier"}
 )
@@ -43,6 +45,7 @@ def configure(level: str = "INFO", form: Literal["json", "text"] = "json", strea
     stream = stream or sys.stdout
     shared: list[Processor] = [
         structlog.contextvars.merge_contextvars,
+        name_trace,
         structlog.processors.add_log_level,
         structlog.processors.TimeStamper(fmt="iso", utc=True, key="time"),
     ]
@@ -92,6 +95,13 @@ class _Writer(structlog.WriteLogger):
 
 def _add_name(logger: _Writer, _method: str, event: EventDict) -> EventDict:
     event["logger"] = logger.name
+    return event
+
+
+def name_trace(_logger: object, _method: str, event: EventDict) -> EventDict:
+    """Say which trace a line belongs to, where traces are recorded."""
+    if (trace_id := tracing.trace_id) is not None:
+        event["trace_id"] = trace_id
     return event
 
 

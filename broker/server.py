@@ -14,6 +14,7 @@ from flask import Flask
 from gunicorn.app.base import BaseApplication
 
 from broker.services import Services
+from broker.telemetry import tracing
 from broker.web.embedded import EmbeddedWorker
 
 GRACE_SECONDS = 25
@@ -65,6 +66,7 @@ class Server(BaseApplication):  # type: ignore[misc]  # published without types
     def _after_fork(self, _arbiter: object, _worker: object) -> None:
         services: Services = self._app.extensions["broker"]
         services.database.after_fork()
+        tracing.start()
         self._worker.start()
 
     def _answers(self, _worker: object) -> None:
@@ -76,6 +78,7 @@ class Server(BaseApplication):  # type: ignore[misc]  # published without types
 
     def _before_exit(self, _arbiter: object, _worker: object) -> None:
         self._worker.stop()
+        tracing.stop()
 
     @property
     def _worker(self) -> EmbeddedWorker:

@@ -17,6 +17,7 @@ from broker.notifications import NOTIFY
 from broker.overview import KIND as COUNT
 from broker.provider_events import KIND as PROVIDER_EVENT
 from broker.services import Services
+from broker.telemetry import tracing
 
 IDLE_SECONDS = 0.5
 """How long an idle worker waits before it looks again, unless this process has committed new work."""
@@ -147,16 +148,20 @@ class Worker:
 
     def _run(self, job: LeasedJob) -> bool:
         """Run one job; False when the rest of the batch had better wait, because the other side is slow or away."""
-        try:
-            if job.fence > 1 and not self._jobs.renew(job):
+        with tracing.working(job.kind) as span:
+            try:
+                if job.fence > 1 and not self._jobs.renew(job):
+                    span.settled("lost")
+                    return True
+                run = self._services.notifications.run if job.kind == NOTIFY else self._handlers[job.kind]
+                outcome = run(job)
+            except Exception as failure:
+                # One poisoned row never blocks the others: it waits longer each time, and parks in the end.
+                log.exception("worker.job_failed", kind=job.kind)
+                span.settled("failed", type(failure).__name__)
+                self._failed.get(job.kind, self._settle)(job, Retry("internal_error", type(failure).__name__))
                 return True
-            run = self._services.notifications.run if job.kind == NOTIFY else self._handlers[job.kind]
-            outcome = run(job)
-        except Exception as failure:
-            # One poisoned row never blocks the others: it waits longer each time, and parks in the end.
-            log.exception("worker.job_failed", kind=job.kind)
-            self._failed.get(job.kind, self._settle)(job, Retry("internal_error", type(failure).__name__))
-            return True
+            span.settled(type(outcome).__name__.lower(), getattr(outcome, "error", None))
         return not isinstance(outcome, Retry)
 
     def _finish(self, job: LeasedJob) -> Outcome:

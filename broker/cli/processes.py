@@ -10,6 +10,7 @@ from broker.cli.printing import until_eof
 from broker.db import require_current_schema
 from broker.lifeline import StopSignal, stop_at_end_of_input
 from broker.services import Services
+from broker.telemetry import tracing
 
 DEFAULT_THREADS = 16
 
@@ -49,11 +50,13 @@ def worker(context: click.Context, threads: int, *, until_eof: bool) -> None:
     stop_signal = StopSignal()
     if until_eof:
         stop_at_end_of_input()
+    tracing.start()
     running = Worker(services, threads=threads)
     running.start()
     log.info("worker.started", threads=threads)
     stop_signal.wait()
     running.stop()
+    tracing.stop()
     log.info("worker.stopped")
 
 

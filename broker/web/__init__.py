@@ -32,7 +32,7 @@ def init_web(app: Flask, settings: Settings) -> None:
     """
     from broker.web import access, errors, pages, security
 
-    access.init_app(app)
+    access.init_app(app, settings)
     security.init_app(app, settings)
     pages.init_app(app, settings)
     errors.init_app(app)
