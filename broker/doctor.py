@@ -33,11 +33,14 @@ from broker.providers.base import GrantIncomplete, calls_within
 from broker.sequin import Sequin, SequinOAuthApp
 from broker.settings import Settings
 from broker.sign_ins import SignIns
+from broker.telemetry import HOW_TO_INSTALL, NOT_INSTALLED, ask_collector, is_wanted
 
 CALL_SECONDS = 8.0
 """What a check gives the other side."""
 CHECK_SECONDS = 10.0
 """When a check counts as hanging; longer than a call and than the embedded database's patience."""
+COLLECTOR_SECONDS = 3.0
+"""What the collector of traces gets: so near that it either answers or does not."""
 MOST_SKEW = timedelta(seconds=60)
 LONGEST_WAIT = timedelta(seconds=60)
 """A job that is due for longer shows that nobody works, or that the workers cannot keep up."""
@@ -208,6 +211,8 @@ class Doctor:
         yield "parked", None, self._about_parked
         yield "audit", None, self._about_audit
         yield "circuits", None, self._about_circuits
+        if is_wanted():
+            yield "traces", None, self._about_traces
         for sign_ins in self._sign_ins:
             yield "sign_in", sign_ins.section, lambda one=sign_ins: self._about_sign_in(one)  # type: ignore[misc]
         for app in self._apps:
@@ -348,6 +353,22 @@ class Doctor:
             yield Check("circuits", state, describe(circuit, self._apps), circuit.cure, circuit.app_key)
         if not found:
             yield Check("circuits", State.PASS, "Calls to Sequin and to every provider go through.")
+
+    def _about_traces(self) -> Iterator[Check]:
+        began = perf_counter()
+        try:
+            trouble = ask_collector(COLLECTOR_SECONDS)
+        except ImportError:
+            yield Check("traces", State.WARN, NOT_INSTALLED, HOW_TO_INSTALL)
+            return
+        if trouble is not None:
+            fix = (
+                "OTEL_EXPORTER_OTLP_ENDPOINT takes OTLP as http/protobuf, mostly on port 4318; "
+                "OTEL_EXPORTER_OTLP_HEADERS holds what the collector knows us by."
+            )
+            yield Check("traces", State.WARN, f"The collector {trouble}: traces are lost, all else goes on.", fix)
+        else:
+            yield Check("traces", State.PASS, f"The collector takes traces, {_milliseconds(perf_counter() - began)}.")
 
     # --- signing in ------------------------------------------------------------------------------------
 

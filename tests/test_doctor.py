@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import time
 from collections.abc import Iterator
 from dataclasses import replace
@@ -165,6 +166,31 @@ def test_a_kind_sequin_does_not_document_is_said(bench: Bench) -> None:
         assert ("kind", "github", State.WARN) in wrong(examine(bench))
     finally:
         object.__setattr__(bench.services.apps.get("github"), "provider", app.provider)
+
+
+@pytest.mark.parametrize(
+    ("answer", "state", "says"),
+    [
+        ({"status": 200}, State.PASS, "takes traces"),
+        ({"status": 401}, State.WARN, "answers HTTP 401: traces are lost"),
+    ],
+)
+def test_a_collector_that_does_not_take_traces_is_worth_a_look(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch, answer: dict[str, Any], state: State, says: str
+) -> None:
+    monkeypatch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", "http://collector.test:4318")
+    bench.network.post("http://collector.test:4318/v1/traces", **answer)
+    report = examine(bench)
+    assert (named(report, "traces").state, report.has_failures) == (state, False)
+    assert says in named(report, "traces").sentence
+
+
+def test_traces_that_are_asked_for_and_not_installed_are_said(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", "http://collector.test:4318")
+    monkeypatch.setitem(sys.modules, "broker.telemetry.sdk", None)
+    report = examine(bench)
+    assert wrong(report) == {("traces", None, State.WARN)}
+    assert "requirements-otel.txt" in named(report, "traces").fix
 
 
 def test_a_clock_that_is_wrong_is_found(bench: Bench) -> None:

@@ -326,6 +326,16 @@ def test_misspelt_names_in_the_dotenv_file_are_problems_too(tmp_path: Path) -> N
     assert problems(dotenv=tmp_path / ".env")[0].endswith("did you mean BROKER_WORKERS?")
 
 
+def test_what_opentelemetry_reads_by_itself_is_missed_in_the_dotenv_file(tmp_path: Path) -> None:
+    (tmp_path / ".env").write_text("OTEL_EXPORTER_OTLP_ENDPOINT=http://planted:4318\n")
+
+    (warning,) = load(dotenv=tmp_path / ".env").warnings
+    assert warning.startswith("OTEL_EXPORTER_OTLP_ENDPOINT stands in the .env, where OpenTelemetry does not look")
+    assert "planted" not in warning
+    # As whoever hands the whole file to the process does it.
+    assert load({"OTEL_EXPORTER_OTLP_ENDPOINT": "http://planted:4318"}, dotenv=tmp_path / ".env").warnings == ()
+
+
 def test_names_that_kubernetes_gives_beside_a_service_called_broker_are_no_problem() -> None:
     load(
         {

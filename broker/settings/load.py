@@ -65,6 +65,7 @@ def load_settings(
     apps, app_sources = AppReader(environment, document, options, report).read()
     _unknown_names(environment, document, report)
     _debug(environment, report)
+    _of_others(environ, environment, report)
     if report.problems:
         raise SettingsError(report.problems)
     return _settings(values, apps, MappingProxyType(sources | app_sources), tuple(report.warnings))
@@ -156,6 +157,13 @@ def _debug(environment: Environment, report: Report) -> None:
     for name in ("FLASK_DEBUG", "DEBUG"):
         if report.production and switched_on(environment.plain(name)):
             report.problem(f"{name} is on, which production refuses: remove it, or set BROKER_ENV=development.")
+
+
+def _of_others(environ: Mapping[str, str], environment: Environment, report: Report) -> None:
+    """Warn of what a library reads from the environment by itself and somebody wrote into the `.env`."""
+    for name in environment.names():
+        if name.startswith("OTEL_") and name not in environ:
+            report.warn(f"{name} stands in the .env, where OpenTelemetry does not look: set it in the environment.")
 
 
 def _settings(
