@@ -7,12 +7,17 @@
 # are written to. A package index of your own goes in as a build secret, so that no layer holds it:
 #
 #   docker build --secret id=pip,src=pip.conf -t broker .
+#
+# With OpenTelemetry in it (docs/operating.md):
+#
+#   docker build --build-arg REQUIREMENTS=requirements-otel.txt -t broker .
 
 FROM python:3.13-slim AS build
 RUN python -m venv /opt/venv
-COPY requirements.txt /tmp/requirements.txt
+ARG REQUIREMENTS=requirements.txt
+COPY requirements.txt requirements-otel.txt /tmp/
 RUN --mount=type=secret,id=pip,target=/etc/pip.conf \
-    /opt/venv/bin/pip install --no-cache-dir --disable-pip-version-check --require-hashes --requirement /tmp/requirements.txt \
+    /opt/venv/bin/pip install --no-cache-dir --disable-pip-version-check --require-hashes --requirement /tmp/"$REQUIREMENTS" \
     && /opt/venv/bin/pip uninstall --quiet --yes pip
 COPY wsgi.py /app/
 COPY migrations /app/migrations
