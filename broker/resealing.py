@@ -92,7 +92,7 @@ SEALED: Sequence[SealedColumn] = (
     SealedColumn(_calls.c.answer_sealed, sa.select(_calls.c.key_hash), lambda row: answer_binding(row.key_hash)),
     SealedColumn(_sign_ins.c.sealed, sa.select(_sign_ins.c.state_hash), lambda row: pending_binding(row.state_hash)),
 )
-"""Every column that the vault seals, the canaries apart: each key has a canary of its own."""
+"""Every column that the vault seals, the canaries apart: each of those is about one key."""
 
 
 @dataclass(frozen=True)
@@ -147,24 +147,25 @@ class Resealing:
             yield self._reseal(sealed, rows, unreadable)
 
     def _reseal(self, sealed: SealedColumn, rows: Sequence[Row[Any]], unreadable: list[str]) -> int:
-        fresh: list[tuple[Row[Any], bytes]] = []
+        fresh: list[dict[str, Any]] = []
         for row in rows:
             binding = sealed.binding(row)
             try:
-                fresh.append((row, self._vault.seal(self._vault.open(row.sealed, binding), binding)))
+                value = self._vault.seal(self._vault.open(row.sealed, binding), binding)
+                fresh.append({"row_key": getattr(row, sealed.key.name), "read": row.sealed, "fresh": value})
             except Unreadable as failure:
                 unreadable.append(failure.detail)
-        done = 0
-        if fresh:
-            with self._database.write() as connection:
-                for row, value in fresh:
-                    # Changed meanwhile: whoever did that has sealed it with the ring of today.
-                    done += connection.execute(
-                        sa.update(sealed.column.table)
-                        .where(sealed.key == getattr(row, sealed.key.name), sealed.column == row.sealed)
-                        .values({sealed.column: value})
-                    ).rowcount
-        return done
+        if not fresh:
+            return 0
+        with self._database.write() as connection:
+            # Changed meanwhile: whoever did that has sealed it with the ring of today.
+            statement = (
+                sa.update(sealed.column.table)
+                .where(sealed.key == sa.bindparam("row_key"), sealed.column == sa.bindparam("read"))
+                .values({sealed.column: sa.bindparam("fresh")})
+            )
+            # All in one go: others wait for these rows, at an embedded database for every row.
+            return connection.execute(statement, fresh).rowcount
 
     def retire(self, kid: str, *, actor: Actor, lost: bool = False) -> int:
         """Forget a key that nothing is sealed with, so that it may leave the settings; return what it still seals.
