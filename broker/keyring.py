@@ -1,4 +1,8 @@
-"""Whether the keys in the settings are the ones that sealed this database: a canary for every key, opened at start."""
+"""Whether the keys in the settings are the ones that sealed this database: each has a canary, opened at start.
+
+A key gets its canary when it stands first. Standing behind it seals nothing, so it may be made known to one process
+after the other, and a retired one taken from them, without any of them missing it.
+"""
 
 from __future__ import annotations
 
@@ -40,16 +44,15 @@ class KeyRing:
         self._clock = clock
 
     def check(self) -> list[str]:
-        """Return every problem with the key ring, one sentence each; a key without a canary gets one first."""
-        kept = self._kept()
-        missing = [kid for kid in self._vault.key_ids if kid not in kept]
-        if missing:
+        """Return every problem with the key ring, one sentence each; a sealing key without a canary gets one first."""
+        kept, sealing = self._kept(), self._vault.key_ids[0]
+        if sealing not in kept:
             with self._database.write() as connection:
-                for kid in missing:
-                    self._plant(connection, kid)
+                self._plant(connection, sealing)
             # Read again: another process may have planted its own first.
             kept = self._kept()
-        unopened = [_WRONG.format(kid=kid) for kid in self._vault.key_ids if not self._opens(kid, kept[kid])]
+        known = [kid for kid in self._vault.key_ids if kid in kept]
+        unopened = [_WRONG.format(kid=kid) for kid in known if not self._opens(kid, kept[kid])]
         absent = [_ABSENT.format(kid=kid) for kid in sorted(kept) if kid not in self._vault.key_ids]
         return unopened + absent
 

@@ -850,7 +850,7 @@ class SignInThrottle(Base):
 
 
 class KeyCanary(Base):
-    """A known sentence sealed with each encryption key: shows at start whether the ring still opens it."""
+    """A known sentence sealed with each key that has sealed anything: shows at start whether the ring opens it."""
 
     __tablename__ = "key_canaries"
 

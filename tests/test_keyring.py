@@ -27,11 +27,32 @@ def ring(house: House, *keys: EncryptionKey) -> KeyRing:
     return KeyRing(house.database, Vault(keys), house.clock)
 
 
-def test_a_fresh_database_gets_a_canary_for_every_key(house: House) -> None:
-    assert ring(house, OLD, NEW).check() == []
+def canaries(house: House) -> set[str]:
     with house.database.read() as connection:
-        assert set(connection.execute(sa.select(KeyCanary.kid)).scalars()) == {"k1", "k2"}
+        return set(connection.execute(sa.select(KeyCanary.kid)).scalars())
+
+
+def test_a_key_gets_a_canary_when_it_comes_to_seal(house: House) -> None:
     assert ring(house, OLD, NEW).check() == []
+    assert canaries(house) == {"k1"}
+    assert ring(house, NEW, OLD).check() == []
+    assert canaries(house) == {"k1", "k2"}
+
+
+def test_processes_are_given_a_new_key_one_after_the_other_and_all_stay_ready(house: House) -> None:
+    not_yet = ring(house, OLD)
+    assert ring(house, OLD, NEW).check() == []
+    assert not_yet.check() == []
+
+
+def test_a_key_that_was_retired_is_taken_from_processes_one_after_the_other(house: House) -> None:
+    ring(house, OLD).check()
+    still_with_it = ring(house, NEW, OLD)
+    still_with_it.check()
+    still_with_it.retire("k1")
+    # It is asked all the time, by whoever watches it.
+    assert still_with_it.check() == []
+    assert ring(house, NEW).check() == []
 
 
 def test_a_canary_is_planted_once(house: House) -> None:
@@ -68,7 +89,8 @@ def test_a_damaged_canary_is_a_problem_and_not_a_crash(house: House, damage: byt
 
 
 def test_a_canary_moved_to_another_name_does_not_open(house: House) -> None:
-    ring(house, OLD, NEW).check()
+    ring(house, OLD).check()
+    ring(house, NEW, OLD).check()
     moved = house.value(sa.select(KeyCanary.sealed).where(KeyCanary.kid == "k1"))
     house.run(sa.update(KeyCanary).where(KeyCanary.kid == "k2").values(sealed=moved))
     problems = ring(house, OLD, NEW).check()

@@ -171,17 +171,21 @@ class Busy(Vault):
 
     def seal(self, plaintext: bytes, binding: Binding, *, kid: str | None = None) -> bytes:
         house, ref = self.meanwhile
-        if plaintext.startswith(b"grant of"):
-            house.run(sa.update(ConnectedAccount).values(token_version=2))
+        if plaintext == f"grant of {ref}".encode():
+            house.run(sa.update(ConnectedAccount).where(ConnectedAccount.ref == ref).values(token_version=2))
             keep(house, ref, super().seal(b"refreshed", grant_binding(ref, 2)))
         return super().seal(plaintext, binding, kid=kid)
 
 
 def test_a_refresh_at_the_same_moment_is_never_overwritten(house: House) -> None:
-    ref = connection(house)
+    before, ref, after = (connection(house) for _ in range(3))
     done = resealing(house, Busy(house, ref)).rotate(actor=COMMAND_LINE)
-    assert done.counts["connections.grant_sealed"] == 0
+    assert done.counts["connections.grant_sealed"] == 2
     assert opened(house, ref, version=2) == "refreshed"
+    assert [opened(house, one, vault=Vault([NEW])) for one in (before, after)] == [
+        f"grant of {before}",
+        f"grant of {after}",
+    ]
 
 
 def test_what_no_key_opens_is_named_left_alone_and_healed_by_putting_the_key_back(house: House) -> None:
@@ -200,6 +204,7 @@ def test_what_no_key_opens_is_named_left_alone_and_healed_by_putting_the_key_bac
 
 def test_a_key_is_retired_only_when_nothing_is_sealed_with_it(house: House) -> None:
     connection(house)
+    KeyRing(house.database, BEFORE, house.clock).check()
     KeyRing(house.database, AFTER, house.clock).check()
     with pytest.raises(KeyInUse, match="1 in connections"):
         resealing(house).retire("old", actor=COMMAND_LINE)
