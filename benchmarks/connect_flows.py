@@ -103,9 +103,10 @@ def start_broker(world: World, *, processes: int = 1) -> None:
     world.start_worker(threads=WORKER_THREADS)
 
 
-def settled(world: World, count: int) -> int:
-    """Wait until so many connections were read back from Sequin, or nothing goes on; return how many were."""
-    query = sa.text("SELECT count(*) FROM connections WHERE verified_at IS NOT NULL")
+def settled(world: World, count: int, *, app: str = "stripe") -> int:
+    """Wait until so many connections of an app were read back from Sequin, or nothing goes on; return how many were."""
+    query = sa.text("SELECT count(*) FROM connections WHERE verified_at IS NOT NULL AND app_key = :app")
+    query = query.bindparams(app=app)
     # Not as the world opens it: looking must not take the embedded database's write lock.
     engine = sa.create_engine(world.database_url)
     seen, since = -1, time.monotonic()

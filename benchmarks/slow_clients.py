@@ -9,6 +9,7 @@ Run as a program it is the slow clients: `python -m benchmarks.slow_clients PORT
 from __future__ import annotations
 
 import re
+import select
 import selectors
 import shutil
 import socket
@@ -16,7 +17,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
 import requests
 
@@ -31,6 +32,13 @@ LOOKS_PER_SECOND = 20.0
 DRIP_SECONDS = 1.0
 """How long each slow client waits between two bytes."""
 SETTLE_SECONDS = 5.0
+LOOK_SECONDS = 10.0
+WARM_SECONDS = 2.0
+CROWD_SECONDS = SETTLE_SECONDS + LOOK_SECONDS + 2
+ENTER_SECONDS = 10.0
+"""How long a slow client waits to be let in."""
+ARRIVAL_SECONDS = 60.0
+STOP_SECONDS = 10.0
 HEADERS = b"GET /healthz HTTP/1.1\r\nHost: broker\r\nX-Slow: "
 BODY = (
     b"POST /sign-in HTTP/1.1\r\nHost: broker\r\nContent-Type: application/x-www-form-urlencoded\r\n"
@@ -45,6 +53,8 @@ def run(setting: Setting) -> Report:
         with setting.world(kind, BROKER_LIMITS="off", BROKER_TRUSTED_PROXIES="1") as world:
             start_broker(world, processes=PROCESSES)
             links = plant_links(world, 20)
+            # What a process does once, at its first pages, is not what is measured.
+            visit(Visit(world.url, links, at_once=2 * PROCESSES, per_second=LOOKS_PER_SECOND, look_for=WARM_SECONDS))
             with _in_front(world) as proxy:
                 if proxy is None:
                     setting.say("There is no nginx on the PATH: only the server by itself is measured.")
@@ -62,30 +72,29 @@ def run(setting: Setting) -> Report:
         (
             f"Milliseconds of one healthy client, who looks {LOOKS_PER_SECOND:.0f} times a second.",
             f"Each slow client sends a byte every {DRIP_SECONDS:.0f} s; whoever is cut off comes again.",
+            f"What took {LOOK_SECONDS:.0f} s or more was answered once they had left, after {CROWD_SECONDS:.0f} s.",
         ),
     )
 
 
 def _beside(slow: int, port: int, links: list[str]) -> Met:
-    seconds = LOOK_SECONDS + SETTLE_SECONDS + 2
     crowd = subprocess.Popen(
-        [sys.executable, "-m", "benchmarks.slow_clients", str(port), str(slow), str(seconds)],
+        [sys.executable, "-m", "benchmarks.slow_clients", str(port), str(slow), str(CROWD_SECONDS)],
         cwd=ROOT, stdout=subprocess.PIPE,
     )  # fmt: skip
     try:
         assert crowd.stdout is not None
         # All of them are there, and have been for longer than a server takes to give up waiting for a first byte.
-        crowd.stdout.readline()
+        with crowd.stdout as said:
+            came = said.readline().decode().strip() if select.select([said], [], [], 2 * ARRIVAL_SECONDS)[0] else ""
+        if came != "here":
+            raise SystemExit(f"Not all of {slow} slow clients were let in: {came or 'nothing was heard of them'}.")
         time.sleep(SETTLE_SECONDS if slow else 0)
         return visit(
             Visit(f"http://127.0.0.1:{port}", links, at_once=1, per_second=LOOKS_PER_SECOND, look_for=LOOK_SECONDS)
         )
     finally:
-        crowd.terminate()
-        crowd.wait()
-
-
-LOOK_SECONDS = 10.0
+        _end(crowd)
 
 
 @contextmanager
@@ -108,14 +117,22 @@ def _in_front(world: World) -> Iterator[int | None]:
             raise SystemExit(f"nginx did not start: {(folder / 'error.log').read_text()[-500:]}")
         yield port
     finally:
-        nginx.terminate()
-        nginx.wait()
+        _end(nginx)
+
+
+def _end(process: subprocess.Popen[bytes]) -> None:
+    process.terminate()
+    try:
+        process.wait(STOP_SECONDS)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        process.wait()
 
 
 def _answers(port: int) -> bool:
     try:
         return requests.get(f"http://127.0.0.1:{port}/healthz", timeout=5).status_code == 200
-    except requests.ConnectionError:
+    except requests.RequestException:
         return False
 
 
@@ -139,30 +156,39 @@ def _configuration(port: int, behind: int, folder: str) -> str:
 
 def drip(port: int, count: int, seconds: float) -> None:
     """Be so many slow clients for so long, and say when all of them are there."""
-    place = selectors.DefaultSelector()
-    ends, slow = time.monotonic() + seconds, [_enter(port, number, place) for number in range(count)]
-    print("here", flush=True)
-    while time.monotonic() < ends:
+    place, outside = selectors.DefaultSelector(), list(range(count))
+    _enter(port, outside, place, time.monotonic() + ARRIVAL_SECONDS)
+    print("here" if not outside else f"{len(outside)} are not", flush=True)
+    ends = time.monotonic() + seconds
+    while (left := ends - time.monotonic()) > 0:
         # Those who were answered or cut off come again.
         for key, _ in place.select(0):
-            number = int(key.data)
-            slow[number].close()
             place.unregister(key.fileobj)
-            slow[number] = _enter(port, number, place)
-        for each in slow:
-            try:
-                each.send(b"x")
-            except OSError:
-                continue
-        time.sleep(DRIP_SECONDS)
+            _socket(key).close()
+            outside.append(int(key.data))
+        _enter(port, outside, place, ends)
+        for key in place.get_map().values():
+            with suppress(OSError):
+                _socket(key).send(b"x")
+        time.sleep(min(left, DRIP_SECONDS))
 
 
-def _enter(port: int, number: int, place: selectors.BaseSelector) -> socket.socket:
-    opened = socket.create_connection(("127.0.0.1", port), timeout=10)
-    opened.sendall(HEADERS if number % 2 else BODY)
-    opened.setblocking(False)
-    place.register(opened, selectors.EVENT_READ, number)
-    return opened
+def _enter(port: int, outside: list[int], place: selectors.BaseSelector, until: float) -> None:
+    """Let those who are outside in; who is not let in stays there."""
+    for number in list(outside):
+        if time.monotonic() > until:
+            return
+        with suppress(OSError):
+            opened = socket.create_connection(("127.0.0.1", port), timeout=ENTER_SECONDS)
+            opened.sendall(HEADERS if number % 2 else BODY)
+            opened.setblocking(False)
+            place.register(opened, selectors.EVENT_READ, number)
+            outside.remove(number)
+
+
+def _socket(key: selectors.SelectorKey) -> socket.socket:
+    assert isinstance(key.fileobj, socket.socket)
+    return key.fileobj
 
 
 BENCHMARK = Benchmark("slow-clients", "A healthy client among slow ones", "slow clients at most", 400, run)

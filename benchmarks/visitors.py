@@ -1,7 +1,7 @@
 """People who use a broker, from a process of their own: so that the load is not made by what is measured.
 
-`visit` starts it and returns what they met. Run as a program it reads a `Visit` as JSON from standard input. Its client
-is a bare one: two cores serve everybody here, so what the load itself costs has to stay small.
+`visit` starts it and returns what they met. Run as a program it reads a `Visit` as a line of JSON from standard input.
+Its client is a bare one: two cores serve everybody here, so what the load itself costs has to stay small.
 """
 
 from __future__ import annotations
@@ -38,6 +38,8 @@ class Visit:
     per_second: float | None = None
     # Look at the links' pages, one after the other and again, for so many seconds; None to connect.
     look_for: float | None = None
+    # Go on until `Visitors.enough` is called, or the links are used up.
+    until_told: bool = False
 
 
 @dataclass
@@ -63,13 +65,22 @@ class Visitors:
             stdin=subprocess.PIPE, stdout=subprocess.PIPE,
         )  # fmt: skip
         assert self._process.stdin is not None
-        self._process.stdin.write(json.dumps(asdict(visit)))
+        self._process.stdin.write(f"{json.dumps(asdict(visit))}\n")
+        if visit.until_told:
+            self._process.stdin.flush()
+        else:
+            self._process.stdin.close()
+
+    def enough(self) -> None:
+        """Let nobody begin any more."""
+        assert self._process.stdin is not None
         self._process.stdin.close()
 
     def met(self) -> Met:
         """Wait until they are done and return what they met."""
         assert self._process.stdout is not None
-        told = self._process.stdout.read()
+        with self._process.stdout as answer:
+            told = answer.read()
         if self._process.wait(LONGEST_VISIT_SECONDS):
             raise SystemExit("The visitors failed.")
         return Met(**json.loads(told))
@@ -129,6 +140,11 @@ class Crowd:
         self._lock = threading.Lock()
         self._links = enumerate(asked.links) if asked.look_for is None else enumerate(itertools.cycle(asked.links))
         self._began = 0.0
+        self._enough = threading.Event()
+
+    def enough(self) -> None:
+        """Let nobody begin any more."""
+        self._enough.set()
 
     def run(self) -> Met:
         """Let everybody come and go."""
@@ -163,7 +179,9 @@ class Crowd:
             if not link:
                 return
             if self._asked.per_second is not None:
-                time.sleep(max(0.0, self._began + number / self._asked.per_second - time.perf_counter()))
+                self._enough.wait(max(0.0, self._began + number / self._asked.per_second - time.perf_counter()))
+            if self._enough.is_set():
+                return
             if self._asked.look_for is not None and time.perf_counter() - self._began > self._asked.look_for:
                 return
             yield link
@@ -193,11 +211,18 @@ class Crowd:
             raise LookupError(f"the callback answers {status}")
 
 
+def _until_told(crowd: Crowd) -> None:
+    sys.stdin.read()
+    crowd.enough()
+
+
 def main() -> None:
     """Do what standard input says."""
-    asked: dict[str, Any] = json.load(sys.stdin)
-    met = Crowd(Visit(**asked)).run()
-    json.dump(asdict(met), sys.stdout)
+    asked: dict[str, Any] = json.loads(sys.stdin.readline())
+    crowd = Crowd(Visit(**asked))
+    if asked["until_told"]:
+        threading.Thread(target=_until_told, args=(crowd,), daemon=True).start()
+    json.dump(asdict(crowd.run()), sys.stdout)
 
 
 if __name__ == "__main__":
