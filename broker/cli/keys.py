@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import time
+
 import click
 from flask.cli import with_appcontext
 
@@ -9,6 +11,9 @@ from broker.audit import COMMAND_LINE
 from broker.cli.printing import json_option, say_json, say_table
 from broker.settings import generate_key
 from broker.web import services
+
+BREATH_SECONDS = 0.03
+"""Between two transactions, so that whoever else writes gets their turn."""
 
 
 @click.group()
@@ -39,9 +44,7 @@ def check() -> None:
 @with_appcontext
 def rotate(*, as_json: bool) -> None:
     """Seal everything again with the first key, while all goes on; run it again if it was cut off."""
-    resealed = services().resealing.rotate(
-        actor=COMMAND_LINE, progress=lambda name, count: click.echo(f"{name}: {count} sealed again", err=True)
-    )
+    resealed = services().resealing.rotate(actor=COMMAND_LINE, progress=_tell)
     if as_json:
         say_json(
             {
@@ -61,6 +64,11 @@ def rotate(*, as_json: bool) -> None:
             err=True,
         )
         raise SystemExit(1)
+
+
+def _tell(column: str, count: int) -> None:
+    click.echo(f"{column}: {count} sealed again", err=True)
+    time.sleep(BREATH_SECONDS)
 
 
 @keys.command()
