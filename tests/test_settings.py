@@ -69,7 +69,7 @@ PROVIDERS: dict[str, type[AppOptions]] = {
 }
 
 GOOD = {
-    "BROKER_PUBLIC_URL": "https://connect.acme.io",
+    "BROKER_PUBLIC_URL": "https://connect.acme.example",
     "BROKER_SECRET_KEY": "Zq8-vT3kLw0_xYb6NcRj2sHf9uMe5aGpD1oKiQ7t",
     "BROKER_ENCRYPTION_KEYS": generate_key("k1"),
     "SEQUIN_API_TOKEN": "sequin-token",
@@ -182,7 +182,7 @@ def test_the_least_that_works_gives_safe_defaults(tmp_path: Path) -> None:
     settings = load({"DATA_DIR": str(tmp_path)})
 
     assert settings.environment == "production"
-    assert settings.public_url == "https://connect.acme.io"
+    assert settings.public_url == "https://connect.acme.example"
     assert settings.secure_cookies
     assert settings.database_url == f"sqlite:///{tmp_path}/broker.db"
     assert settings.sequin_api_url == "https://api.sequin.io"
@@ -214,8 +214,8 @@ def test_settings_are_frozen() -> None:
 def test_addresses_for_providers_are_built_from_the_public_url() -> None:
     settings = load()
 
-    assert settings.callback_url("stripe") == "https://connect.acme.io/oauth/stripe/callback"
-    assert settings.setup_url("stripe") == "https://connect.acme.io/oauth/stripe/setup"
+    assert settings.callback_url("stripe") == "https://connect.acme.example/oauth/stripe/callback"
+    assert settings.setup_url("stripe") == "https://connect.acme.example/oauth/stripe/setup"
     with pytest.raises(KeyError):
         settings.callback_url("other")
 
@@ -360,7 +360,7 @@ def test_misspelt_shorthand_warns_but_stops_nothing() -> None:
 @pytest.mark.parametrize(
     ("environ", "start"),
     [
-        ({"BROKER_PUBLIC_URL": "http://connect.acme.io"}, "BROKER_PUBLIC_URL is not https: use https;"),
+        ({"BROKER_PUBLIC_URL": "http://connect.acme.example"}, "BROKER_PUBLIC_URL is not https: use https;"),
         ({"BROKER_PUBLIC_URL": "https://localhost"}, "BROKER_PUBLIC_URL is a loopback address"),
         ({"BROKER_PUBLIC_URL": "https://127.8.9.1:8443"}, "BROKER_PUBLIC_URL is a loopback address"),
         ({"BROKER_PUBLIC_URL": "http://[::1]:8000"}, "BROKER_PUBLIC_URL is a loopback address"),
@@ -370,7 +370,7 @@ def test_misspelt_shorthand_warns_but_stops_nothing() -> None:
         ({"SEQUIN_API_URL": "http://api.sequin.io"}, "SEQUIN_API_URL is not https"),
         ({"STRIPE_API_URL": "http://localhost:8100/stripe"}, "STRIPE_API_URL is a loopback address"),
         ({"STRIPE_CONNECT_URL": "http://stripe.test"}, "STRIPE_CONNECT_URL is not https"),
-        ({"BROKER_RETURN_ORIGINS": "http://app.acme.io"}, "BROKER_RETURN_ORIGINS is not https"),
+        ({"BROKER_RETURN_ORIGINS": "http://app.acme.example"}, "BROKER_RETURN_ORIGINS is not https"),
         ({"BROKER_SECRET_KEY": "Zq8-vT3kLw0_xYb6NcRj2sHf9uMe5aG"}, "BROKER_SECRET_KEY is shorter than 32 characters"),
         ({"BROKER_SECRET_KEY": "secret"}, "BROKER_SECRET_KEY is an example"),
         ({"BROKER_SECRET_KEY": "change-me"}, "BROKER_SECRET_KEY is an example"),
@@ -423,7 +423,7 @@ def test_development_refuses_http_beyond_this_machine(name: str) -> None:
 
 
 def test_an_unknown_environment_is_a_problem_and_the_rules_of_production_hold() -> None:
-    found = problems({"BROKER_ENV": "staging", "BROKER_PUBLIC_URL": "http://connect.acme.io"})
+    found = problems({"BROKER_ENV": "staging", "BROKER_PUBLIC_URL": "http://connect.acme.example"})
 
     assert found[0].startswith("BROKER_PUBLIC_URL is not https") or found[1].startswith(
         "BROKER_PUBLIC_URL is not https"
@@ -437,19 +437,19 @@ def test_an_unknown_environment_is_a_problem_and_the_rules_of_production_hold() 
 @pytest.mark.parametrize(
     "text",
     [
-        "connect.acme.io",
-        "ftp://connect.acme.io",
+        "connect.acme.example",
+        "ftp://connect.acme.example",
         "https://",
-        "https://connect.acme.io/path",
-        "https://connect.acme.io/?a=b",
-        "https://connect.acme.io/#top",
-        "https://user:planted-password@connect.acme.io",
-        "https://connect.acme.io\\@evil.example",
-        "https://connect acme.io",
-        "https://connect.\tacme.io",
-        "https://acme.io:planted-port",
-        "https://acme.io:0",
-        "https://acme.io:70000",
+        "https://connect.acme.example/path",
+        "https://connect.acme.example/?a=b",
+        "https://connect.acme.example/#top",
+        "https://user:planted-password@connect.acme.example",
+        "https://connect.acme.example\\@evil.example",
+        "https://connect acme.example",
+        "https://connect.\tacme.example",
+        "https://acme.example:planted-port",
+        "https://acme.example:0",
+        "https://acme.example:70000",
         "https://2130706433",
         "https://127.1",
         "https://0.0.0.0",
@@ -457,7 +457,7 @@ def test_an_unknown_environment_is_a_problem_and_the_rules_of_production_hold() 
         "https://[::1",
         "https://exämple.com",
         "https://%65vil.example",
-        "https://acme.io.",
+        "https://acme.example.",
     ],
 )
 def test_what_is_not_plainly_an_origin_is_refused(text: str) -> None:
@@ -470,25 +470,27 @@ def test_what_is_not_plainly_an_origin_is_refused(text: str) -> None:
 def test_origins_are_written_as_browsers_write_them() -> None:
     settings = load(
         {
-            "BROKER_PUBLIC_URL": "HTTPS://Connect.ACME.io:443/",
-            "BROKER_RETURN_ORIGINS": "https://app.acme.io/, https://App.acme.io:8443,https://app.acme.io,",
+            "BROKER_PUBLIC_URL": "HTTPS://Connect.ACME.example:443/",
+            "BROKER_RETURN_ORIGINS": "https://app.acme.example/, https://App.acme.example:8443,https://app.acme.example,",
         }
     )
 
-    assert settings.public_url == "https://connect.acme.io"
-    assert settings.return_origins == ("https://app.acme.io", "https://app.acme.io:8443")
+    assert settings.public_url == "https://connect.acme.example"
+    assert settings.return_origins == ("https://app.acme.example", "https://app.acme.example:8443")
 
 
-@pytest.mark.parametrize("text", ["*", "https://*.acme.io", "null", "https://app.acme.io/path", "//app.acme.io"])
+@pytest.mark.parametrize(
+    "text", ["*", "https://*.acme.example", "null", "https://app.acme.example/path", "//app.acme.example"]
+)
 def test_return_origins_are_exact(text: str) -> None:
-    assert problem({"BROKER_RETURN_ORIGINS": f"https://ok.acme.io,{text}"}).startswith("BROKER_RETURN_ORIGINS ")
+    assert problem({"BROKER_RETURN_ORIGINS": f"https://ok.acme.example,{text}"}).startswith("BROKER_RETURN_ORIGINS ")
 
 
 def test_base_addresses_keep_their_path_and_lose_the_last_slash() -> None:
-    settings = load({"STRIPE_API_URL": "https://stripe.acme.io/api/v3/"})
+    settings = load({"STRIPE_API_URL": "https://stripe.acme.example/api/v3/"})
 
-    assert settings.apps["stripe"].options == StripeOptions(api_url="https://stripe.acme.io/api/v3")
-    assert problem({"STRIPE_API_URL": "https://stripe.acme.io/?x=1"}).startswith("STRIPE_API_URL has a query")
+    assert settings.apps["stripe"].options == StripeOptions(api_url="https://stripe.acme.example/api/v3")
+    assert problem({"STRIPE_API_URL": "https://stripe.acme.example/?x=1"}).startswith("STRIPE_API_URL has a query")
 
 
 # --- keys ---------------------------------------------------------------------------------------------
@@ -637,10 +639,10 @@ def test_shorthand_makes_one_app_named_after_its_provider() -> None:
 
 
 def test_options_come_from_their_environment_names() -> None:
-    options = load(GITHUB | {"GITHUB_API_URL": "https://ghe.acme.io/api/v3"}).apps["github"].options
+    options = load(GITHUB | {"GITHUB_API_URL": "https://ghe.acme.example/api/v3"}).apps["github"].options
 
     assert isinstance(options, GitHubOptions)
-    assert (options.app_slug, options.app_id, options.api_url) == ("acme", 12, "https://ghe.acme.io/api/v3")
+    assert (options.app_slug, options.app_id, options.api_url) == ("acme", 12, "https://ghe.acme.example/api/v3")
     assert options.private_key.reveal() == "-----BEGIN RSA PRIVATE KEY-----\nabc\n-----END RSA PRIVATE KEY-----\n"
 
 
@@ -678,9 +680,9 @@ def test_a_required_option_that_is_missing_or_unusable_is_named() -> None:
 
 
 def test_base_addresses_alone_ask_for_no_app() -> None:
-    assert list(load({"GITHUB_URL": "https://ghe.acme.io", "GITHUB_API_URL": "https://ghe.acme.io/api"}).apps) == [
-        "stripe"
-    ]
+    assert list(
+        load({"GITHUB_URL": "https://ghe.acme.example", "GITHUB_API_URL": "https://ghe.acme.example/api"}).apps
+    ) == ["stripe"]
 
 
 @pytest.mark.parametrize("name", ["STRIPE_CLIENT_SECRET", "SEQUIN_API_TOKEN", "STRIPE_CLIENT_ID"])
@@ -703,7 +705,7 @@ def test_the_toml_file_holds_several_apps_in_order(toml: Toml) -> None:
         sequin_oauth_app_id = "oa_2"
         webhook_secret = { env = "S_HOOK" }
         why = "To try it."
-        api_url = "https://stripe.acme.io/"
+        api_url = "https://stripe.acme.example/"
 
         [apps.app]
         provider = "stripe_app"
@@ -718,16 +720,16 @@ def test_the_toml_file_holds_several_apps_in_order(toml: Toml) -> None:
     assert app.client_secrets == (Secret("sk_test_2"), Secret("sk_old"))
     assert app.webhook_secrets == (Secret("whsec_1"), Secret("whsec_2"))
     assert (app.scopes, app.sequin_oauth_app_id, app.why) == (("read_only",), "oa_2", "To try it.")
-    assert app.options == StripeOptions(api_url="https://stripe.acme.io")
+    assert app.options == StripeOptions(api_url="https://stripe.acme.example")
     assert settings.sources["apps.app"] == "broker.toml"
     assert settings.sources["apps.stripe"] == "environment"
     assert settings.callback_url("stripe-test").endswith("/oauth/stripe-test/callback")
 
 
 def test_an_option_that_the_file_leaves_out_falls_back_to_the_environment(toml: Toml) -> None:
-    options = toml.load(APP, {"STRIPE_API_URL": "https://stripe.acme.io"}).apps["stripe"].options
+    options = toml.load(APP, {"STRIPE_API_URL": "https://stripe.acme.example"}).apps["stripe"].options
 
-    assert options == StripeOptions(api_url="https://stripe.acme.io")
+    assert options == StripeOptions(api_url="https://stripe.acme.example")
 
 
 def test_a_key_in_the_file_and_in_the_environment_is_a_problem(toml: Toml) -> None:
@@ -791,7 +793,7 @@ def test_production_refuses_secrets_in_plain_text_and_development_warns(toml: To
         (('{ env = "S_KEY" }', '{ file = "planted" }'), "[apps.stripe] client_secret names a file that cannot be read"),
         (('{ env = "S_KEY" }', '{ vault = "planted" }'), "[apps.stripe] client_secret is not a reference"),
         (('{ env = "S_KEY" }', "[]"), "[apps.stripe] client_secret is not a single value"),
-        (("client_id =", "api_url = 'http://x.acme.io'\nclient_id ="), "[apps.stripe] api_url is not https"),
+        (("client_id =", "api_url = 'http://x.acme.example'\nclient_id ="), "[apps.stripe] api_url is not https"),
         (('"ca_1"', '""'), "[apps.stripe] client_id is empty"),
         (("client_id =", 'why = "a\\nb"\nclient_id ='), "[apps.stripe] why is not one line of at most 300 characters"),
     ],
@@ -847,15 +849,15 @@ def test_limits_retention_and_branding_come_from_the_file(toml: Toml) -> None:
         flow_days = 1
         [branding]
         name = "Acme Ünlimited"
-        logo_url = "https://acme.io/logo.svg?v=2"
+        logo_url = "https://acme.example/logo.svg?v=2"
         color = "#05A"
-        support_email = "help@acme.io"
-        support_url = "https://acme.io/help"
+        support_email = "help@acme.example"
+        support_url = "https://acme.example/help"
         privacy_url = { env = "PRIVACY" }
         [webhooks]
         private_networks = "10.20.0.0/16, fd00::7"
         """,
-        {"PRIVACY": "https://acme.io/privacy"},
+        {"PRIVACY": "https://acme.example/privacy"},
     )
 
     assert settings.limits == Limits(7, 8)
@@ -864,11 +866,11 @@ def test_limits_retention_and_branding_come_from_the_file(toml: Toml) -> None:
     assert settings.webhooks == Webhooks((ip_network("10.20.0.0/16"), ip_network("fd00::7/128")))
     assert settings.branding == Branding(
         "Acme Ünlimited",
-        "https://acme.io/logo.svg?v=2",
+        "https://acme.example/logo.svg?v=2",
         "#0055aa",
-        "help@acme.io",
-        "https://acme.io/help",
-        "https://acme.io/privacy",
+        "help@acme.example",
+        "https://acme.example/help",
+        "https://acme.example/privacy",
     )
     assert settings.sources["limits.flow_minutes"] == "broker.toml"
 
@@ -900,14 +902,14 @@ def test_the_palest_grey_that_white_text_can_be_read_on_is_taken(toml: Toml) -> 
     assert toml.load(f"branding.color = '#767676'\n{APP}").branding.color == "#767676"
 
 
-SIGN_IN = "issuer = 'https://id.acme.io/'\nclient_id = 'broker'\nclient_secret = { env = 'S_KEY' }\n"
+SIGN_IN = "issuer = 'https://id.acme.example/'\nclient_id = 'broker'\nclient_secret = { env = 'S_KEY' }\n"
 
 
 def test_people_sign_in_at_an_openid_provider_where_the_file_says_so(toml: Toml) -> None:
     settings = toml.load(f"{APP}[sign_in]\n{SIGN_IN}")
-    assert settings.sign_in == PeopleSignIn("https://id.acme.io/", "broker", Secret("sk_test_2"))
+    assert settings.sign_in == PeopleSignIn("https://id.acme.example/", "broker", Secret("sk_test_2"))
     assert settings.sign_in.scopes == ("openid", "email", "profile")
-    assert (settings.sign_in.id_claim, settings.sign_in.name) == ("sub", "id.acme.io")
+    assert (settings.sign_in.id_claim, settings.sign_in.name) == ("sub", "id.acme.example")
     assert settings.operators_sign_in is None
 
 
@@ -937,10 +939,10 @@ def test_a_sign_in_that_is_begun_has_to_be_complete(section: str, toml: Toml) ->
 @pytest.mark.parametrize(
     ("line", "start"),
     [
-        ("issuer = 'http://id.acme.io'", "[sign_in] issuer is not https: use https"),
-        ("issuer = 'https://id.acme.io/?x=1'", "[sign_in] issuer has a query: remove the ?"),
+        ("issuer = 'http://id.acme.example'", "[sign_in] issuer is not https: use https"),
+        ("issuer = 'https://id.acme.example/?x=1'", "[sign_in] issuer has a query: remove the ?"),
         (
-            "issuer = 'https://id.acme.io/.well-known/openid-configuration'",
+            "issuer = 'https://id.acme.example/.well-known/openid-configuration'",
             "[sign_in] issuer is the address of its configuration: write what stands before",
         ),
         ("client_secret = 'plain'", "[sign_in] client_secret holds a secret in plain text: write { env"),
