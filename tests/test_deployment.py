@@ -19,7 +19,9 @@ import pytest
 import yaml
 from flask import Flask
 
+import broker.server
 from broker.app import create_app
+from broker.cli.processes import web
 from broker.contract import Status
 from broker.db import upgrade
 from broker.models import JobState
@@ -315,6 +317,33 @@ def test_a_unit_is_an_account_of_its_own_without_rights(name: str) -> None:
     assert service["ProtectSystem"] == "strict"
     assert service["Environment"] == f"DATA_DIR=/var/lib/{service['StateDirectory']}"
     assert service["Type"] == "oneshot" or int(service["TimeoutStopSec"]) > GRACE_SECONDS
+
+
+def test_the_web_unit_leaves_the_number_of_processes_to_its_settings() -> None:
+    assert "--processes" not in unit("broker-web.service")["ExecStart"]
+    assert make_settings().processes == 1, "more than one wait for each other on SQLite"
+
+
+@pytest.mark.parametrize(("arguments", "started"), [([], 3), (["--processes", "2"], 2)])
+def test_the_web_server_has_as_many_processes_as_are_asked_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, arguments: list[str], started: int
+) -> None:
+    url = f"sqlite:///{tmp_path}/broker.db"
+    upgrade(url)
+    app = create_app(make_settings(url, data_dir=tmp_path, processes=3))
+    asked: list[int] = []
+
+    class Listening:
+        def __init__(self, _: Flask, *, bind: str, processes: int, threads: int) -> None:
+            asked.append(processes)
+
+        def run(self) -> None:
+            """Nobody comes."""
+
+    monkeypatch.setattr(broker.server, "Server", Listening)
+    outcome = app.test_cli_runner().invoke(web, arguments, catch_exceptions=False)
+    app.extensions["broker"].database.engine.dispose()
+    assert (outcome.exit_code, asked) == (0, [started])
 
 
 # --- monitoring -----------------------------------------------------------------------------------------

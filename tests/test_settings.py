@@ -558,6 +558,7 @@ def test_development_takes_example_keys_with_a_warning() -> None:
         ("PORT", "8_000"),
         ("PORT", "٣"),
         ("PORT", "9" * 5000),
+        ("BROKER_PROCESSES", "0"),
         ("BROKER_WORKERS", "65"),
         ("BROKER_WORKERS", "-1"),
         ("BROKER_TRUSTED_PROXIES", "11"),
@@ -576,10 +577,17 @@ def test_values_outside_their_range_are_refused_with_an_example(name: str, text:
 
 def test_values_at_the_edges_are_taken() -> None:
     settings = load(
-        {"PORT": "65535", "BROKER_WORKERS": "0", "BROKER_TRUSTED_PROXIES": "10", "BROKER_KEEP_GRANTS": "YES"}
+        {
+            "PORT": "65535",
+            "BROKER_PROCESSES": "64",
+            "BROKER_WORKERS": "0",
+            "BROKER_TRUSTED_PROXIES": "10",
+            "BROKER_KEEP_GRANTS": "YES",
+        }
     )
 
-    assert (settings.port, settings.workers, settings.trusted_proxies) == (65535, 0, 10)
+    assert (settings.port, settings.processes, settings.workers) == (65535, 64, 0)
+    assert settings.trusted_proxies == 10
     assert settings.keep_grants
 
 

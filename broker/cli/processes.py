@@ -19,11 +19,11 @@ log = structlog.get_logger(__name__)
 
 @click.command()
 @click.option("--bind", help="HOST:PORT to listen on; 127.0.0.1 and PORT from the settings by default.")
-@click.option("--processes", type=click.IntRange(1, 64), default=1, show_default=True)
+@click.option("--processes", type=click.IntRange(1, 64), help="BROKER_PROCESSES by default.")
 @click.option("--threads", type=click.IntRange(1, 512), default=DEFAULT_THREADS, show_default=True)
 @until_eof
 @click.pass_context
-def web(context: click.Context, bind: str | None, processes: int, threads: int, *, until_eof: bool) -> None:
+def web(context: click.Context, bind: str | None, processes: int | None, threads: int, *, until_eof: bool) -> None:
     """Serve people, hosts and providers."""
     from broker.server import Server
 
@@ -33,6 +33,7 @@ def web(context: click.Context, bind: str | None, processes: int, threads: int, 
     services: Services = app.extensions["broker"]
     _require_ready(services)
     address = bind or f"127.0.0.1:{services.settings.port}"
+    processes = processes or services.settings.processes
     log.info("web.started", bind=address, processes=processes, threads=threads)
     Server(app, bind=address, processes=processes, threads=threads).run()
 

@@ -190,6 +190,7 @@ def _settings(
         sequin_api_url=values["SEQUIN_API_URL"],
         apps=MappingProxyType(dict(apps)),
         return_origins=values["BROKER_RETURN_ORIGINS"] or (),
+        processes=values["BROKER_PROCESSES"],
         workers=values["BROKER_WORKERS"],
         trusted_proxies=values["BROKER_TRUSTED_PROXIES"],
         keep_grants=values["BROKER_KEEP_GRANTS"],

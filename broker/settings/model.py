@@ -215,6 +215,7 @@ class Settings:
     apps: Mapping[str, OAuthApp]
     """By key, in the order in which they were written down."""
     return_origins: tuple[str, ...] = ()
+    processes: int = 1
     workers: int = 2
     trusted_proxies: int = 0
     keep_grants: bool = False

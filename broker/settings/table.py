@@ -145,6 +145,13 @@ SETTINGS: tuple[Setting, ...] = (
         example="https://app.example.com",
     ),
     Setting(
+        "BROKER_PROCESSES",
+        "Processes of `broker web` where `--processes` does not say; 1 on SQLite, whose processes wait for each other.",
+        values.whole(1, 64),
+        default=str(Settings.processes),
+        example="2",
+    ),
+    Setting(
         "BROKER_WORKERS",
         "Worker threads inside each web process; 0 when `broker worker` runs beside it.",
         values.whole(0, 64),
