@@ -116,6 +116,22 @@ def test_links_are_paged_and_a_viewer_makes_none(app: Flask, house: House, opera
     assert "/ops/links/new" not in first
 
 
+@pytest.mark.parametrize(
+    ("names", "shown"),
+    [
+        (("a", "b", "c", "d"), "a, b, c, d"),
+        (("a", "b", "c", "d", "e", "f"), "a, b, c<details><summary>and 3 more</summary>d, e, f</details>"),
+    ],
+)
+def test_a_link_for_many_apps_stays_one_row(
+    app: Flask, house: House, operators: Operators, names: tuple[str, ...], shown: str
+) -> None:
+    made = house.links.create(LinkRequest("jo-1"), created_by="cli")
+    house.run(sa.update(Link).where(Link.public_id == made.id).values(apps=list(names)))
+    page = text_of(signed_in(app, operators, Role.VIEWER).get("/ops/links"))
+    assert f'<td data-label="For" class="roomy">{shown}</td>' in page
+
+
 def test_a_key_is_made_shown_once_used_and_taken_back(app: Flask, house: House, operators: Operators) -> None:
     client = signed_in(app, operators, Role.ADMIN)
     csrf = csrf_of(client.get("/ops/keys"))
