@@ -39,6 +39,8 @@ JITTER = 0.25
 """Probes come up to this share earlier, so that accounts connected together are not probed together for ever."""
 HOLD_SECONDS = 60.0
 AFTER_REFRESH_SECONDS = 30.0
+LATE_SECONDS = 1.0
+"""By how much a probe that was put off may come back late without losing its place."""
 WITNESSES = 3
 """How many other accounts must be gone as well before it is our registration that is doubted, not the account."""
 
@@ -70,7 +72,7 @@ class Probes:
         self._circuits = circuits
         self._jobs = jobs
         self._jitter = jitter
-        self._pace = _Pace(clock)
+        self._pace = Pace(clock)
 
     def run(self, job: LeasedJob) -> Outcome:
         """Ask about the connection a job speaks of, record what the provider said, and return the outcome."""
@@ -336,22 +338,27 @@ def _news(row: Row[Any], found: Condition) -> dict[str, object]:
     return {name: value for name, value in told.items() if value and value != getattr(row, name)}
 
 
-class _Pace:
+class Pace:
     """Lets calls through one after the other, so many in a second for each app in this process."""
 
     def __init__(self, clock: Clock) -> None:
         self._clock = clock
+        # By app: when the next call may be made, and when the last of those that were put off comes back.
         self._free_at: dict[str, float] = {}
+        self._line_ends: dict[str, float] = {}
         self._lock = threading.Lock()
 
     def wait(self, key: str, per_second: float) -> float:
         """Take the next place if it is free and return 0, or return in how many seconds to ask again."""
+        every = 1 / per_second
         with self._lock:
             now = self._clock.monotonic()
             free_at = self._free_at.get(key, now)
-            if free_at > now:
-                # Some more, so that all that wait do not come back at once.
-                self._free_at[key] = free_at + 1 / per_second
-                return free_at - now + 1 / per_second
-            self._free_at[key] = now + 1 / per_second
-            return 0.0
+            if free_at <= now:
+                # Whoever comes a little late for their place does not make everybody behind them too early.
+                self._free_at[key] = max(free_at, now - max(every, LATE_SECONDS)) + every
+                return 0.0
+            # One after the other, and without taking a place: it would be free to nobody when they come back.
+            returns_at = max(free_at, self._line_ends.get(key, now))
+            self._line_ends[key] = returns_at + every
+            return returns_at - now

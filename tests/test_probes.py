@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import heapq
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -11,9 +12,11 @@ import sqlalchemy as sa
 from structlog.testing import capture_logs
 
 from broker.circuits import app_circuit
+from broker.clock import ManualClock
 from broker.errors import AccountSuspended, GrantRefused, RegistrationDoubted, Unreachable
 from broker.models import ConnectedAccount, Job, JobState
 from broker.oauth import Grant
+from broker.probes import Pace
 from broker.providers import discover
 from broker.providers.base import (
     Account,
@@ -207,6 +210,22 @@ def test_probes_of_one_app_keep_the_pace_its_limits_allow(database_url: str, sta
         bench.later(seconds=4)
         probe(bench)
         assert len(stand.asked) == 2
+
+
+@pytest.mark.parametrize(("waiting", "per_second", "late"), [(3, 0.5, 0.0), (40, 0.5, 0.4), (40, 5.0, 0.4)])
+def test_however_many_wait_for_their_turn_all_get_it(waiting: int, per_second: float, late: float) -> None:
+    clock = ManualClock()
+    pace = Pace(clock)
+    line, asked = [(0.0, number) for number in range(waiting)], 0
+    while line and asked <= 2 * waiting:
+        due, number = heapq.heappop(line)
+        clock.advance(max(0.0, due + late * (number % 2) - clock.monotonic()))
+        asked += 1
+        wait = pace.wait("github", per_second)
+        if wait:
+            heapq.heappush(line, (clock.monotonic() + wait, number))
+    assert not line
+    assert clock.monotonic() <= waiting / per_second + late
 
 
 def test_a_grant_that_was_erased_leaves_the_check_to_sequin(database_url: str, stand: Stand) -> None:
