@@ -197,7 +197,7 @@ def build_services(
         clock=clock,
         database=database,
         apps=apps,
-        figures=Figures(database, clock, circuits),
+        figures=Figures(database, clock, circuits, apps),
         overviews=Overviews(database, clock, jobs),
         audit_chain=audit_chain,
         audit_trail=AuditTrail(database, clock),

@@ -10,6 +10,7 @@ from datetime import datetime
 import sqlalchemy as sa
 from sqlalchemy.engine import Connection
 
+from broker.apps import AppCatalogue
 from broker.circuits import Circuits
 from broker.clock import Clock
 from broker.db import Database, table
@@ -18,6 +19,9 @@ from broker.status import status_expression
 
 KNOWN_SECONDS = 10.0
 """How long numbers are given out again: counting a million rows for every question would cost more than it tells."""
+
+AGES_KNOWN_SECONDS = 300.0
+"""The same for what changes in hours and takes a look at every connection once more."""
 
 _deliveries = table(WebhookDelivery)
 _events = table(ProviderEvent)
@@ -37,6 +41,8 @@ class Numbers:
     jobs: Mapping[tuple[str, str], int]
     # By kind: for how many seconds the longest due job has been waiting to be taken up.
     job_delay: Mapping[str, float]
+    # By OAuth app: since how many seconds its provider was not asked about one of the connections it is asked about.
+    probe_age: Mapping[str, float]
     # Flows under way, by state.
     flows_open: Mapping[str, int]
     # Names of the open circuits.
@@ -51,12 +57,14 @@ class Numbers:
 class Figures:
     """Counts."""
 
-    def __init__(self, database: Database, clock: Clock, circuits: Circuits) -> None:
+    def __init__(self, database: Database, clock: Clock, circuits: Circuits, apps: AppCatalogue) -> None:
         self._database = database
+        self._apps = apps
         self._clock = clock
         self._circuits = circuits
         self._lock = threading.Lock()
         self._known: tuple[float, Numbers] | None = None
+        self._known_ages: tuple[float, Mapping[str, datetime]] | None = None
 
     def numbers(self) -> Numbers:
         """Return the numbers, not more than KNOWN_SECONDS old. Raises DatabaseUnavailable."""
@@ -74,6 +82,7 @@ class Figures:
                 connections=_connections(connection, now),
                 jobs=_unfinished(connection),
                 job_delay=_delays(connection, self._database.now(connection)),
+                probe_age=self._probe_age(connection, now),
                 flows_open=_open_flows(connection, now),
                 circuits_open=tuple(circuit.name for circuit in self._circuits.open()),
                 webhooks_waiting=_rows(connection, _deliveries, _deliveries.c.state == SendState.PENDING),
@@ -81,11 +90,34 @@ class Figures:
                 orphans=_rows(connection, _orphans),
             )
 
+    def _probe_age(self, connection: Connection, now: datetime) -> Mapping[str, float]:
+        known = self._known_ages
+        if known is None or self._clock.monotonic() - known[0] >= AGES_KNOWN_SECONDS:
+            known = self._known_ages = (self._clock.monotonic(), _last_asked(connection, self._apps))
+        return {app: (now - asked_at).total_seconds() for app, asked_at in known[1].items()}
+
 
 def _connections(connection: Connection, now: datetime) -> dict[tuple[str, str], int]:
     status = status_expression(now).label("status")
     query = sa.select(ConnectedAccount.app_key, status, sa.func.count()).group_by(ConnectedAccount.app_key, status)
     return {(app, status): count for app, status, count in connection.execute(query)}
+
+
+def _last_asked(connection: Connection, apps: AppCatalogue) -> dict[str, datetime]:
+    """Return by OAuth app when the connection was asked about that was asked about longest ago, of those that are."""
+    row = ConnectedAccount
+    asked = {app.key: app.provider.probe_needs_grant for app in apps if app.provider.probe is not None}
+    without_grant = [key for key, needs_grant in asked.items() if not needs_grant]
+    query = sa.select(row.app_key, sa.func.min(sa.func.coalesce(row.probed_at, row.connected_at))).where(
+        row.app_key.in_(asked),
+        sa.or_(row.grant_sealed.is_not(None), row.app_key.in_(without_grant)),
+        # Probes begin with the first verification.
+        row.verified_at.is_not(None),
+        row.disconnected_at.is_(None),
+        row.revoked_at.is_(None),
+        row.interrupted_at.is_(None),
+    )
+    return dict(iter(connection.execute(query.group_by(row.app_key))))
 
 
 def _unfinished(connection: Connection) -> dict[tuple[str, str], int]:

@@ -46,6 +46,9 @@ class _Collector:
         yield _gauge("broker_jobs", "Unfinished jobs by kind and state.", ("kind", "state"), numbers.jobs.items())
         delays = (((kind,), seconds) for kind, seconds in numbers.job_delay.items())
         yield _gauge("broker_job_delay_seconds", "How long the longest due job of a kind waits.", ("kind",), delays)
+        ages = (((app,), seconds) for app, seconds in numbers.probe_age.items())
+        meaning = "Since when one of an OAuth app's connections was not asked about at its provider."
+        yield _gauge("broker_probe_age_seconds", meaning, ("app",), ages)
         flows = (((state,), count) for state, count in numbers.flows_open.items())
         yield _gauge("broker_flows_open", "Attempts to connect that are under way.", ("state",), flows)
         circuits = (((name,), 1) for name in numbers.circuits_open)

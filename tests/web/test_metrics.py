@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from datetime import timedelta
 from pathlib import Path
+from typing import Any
 
 import pytest
 from flask import Flask
@@ -46,6 +48,20 @@ def test_unfinished_work_is_counted_with_its_delay(app: Flask, house: House) -> 
     told = read(app)
     assert 'broker_jobs{kind="import",state="waiting"} 1.0' in told
     assert 'broker_job_delay_seconds{kind="import"}' in told
+
+
+def test_how_long_a_provider_was_not_asked_is_told_of_what_it_can_be_asked_about(app: Flask, house: House) -> None:
+    person, now = house.end_user("jo"), house.clock.now()
+    verified: dict[str, Any] = {"import_state": ImportState.IMPORTED, "verified_at": now, "connected_at": now}
+    house.connection(person, account_id="acct_1", **verified, probed_at=now - timedelta(hours=3))
+    house.connection(person, account_id="acct_2", **verified | {"connected_at": now - timedelta(hours=5)})
+    # Not asked about yet, and not any more.
+    long_ago = now - timedelta(days=9)
+    house.connection(person, account_id="acct_3", **verified | {"verified_at": None, "connected_at": long_ago})
+    house.connection(person, account_id="acct_4", **verified, probed_at=long_ago, disconnected_at=now)
+    told = read(app)
+    assert 'broker_probe_age_seconds{app="stripe"} 18000.0' in told
+    assert "stripe-test" not in told
 
 
 @pytest.mark.parametrize("brought", ["", "wrong", "Bearer", "ünglaublich"])
