@@ -82,7 +82,8 @@ class OperatorEmailTaken(OperatorNotPermitted):
     heading = "Another operator has your e-mail address"
     advice = "You signed in, but we could not make sure that this operator is you. Ask an admin."
     cure = (
-        "Let the OpenID provider send `email_verified`, or run `broker operator unlink` for who had the address before."
+        "Let the OpenID provider send `email_verified`, or run `broker operator unlink` for who had the address "
+        "before. Where `issuer` was changed, run it for each operator once."
     )
 
 

@@ -343,6 +343,17 @@ def test_another_account_with_the_same_address_takes_over_nobody_until_they_are_
     assert doors.come(doors.operators, **SAM, sub="u-2", roles="admin") == key
 
 
+def test_an_operator_of_another_issuer_is_told_and_the_same_once_untied(doors: Doors) -> None:
+    key = doors.come(doors.operators, **SAM, roles="admin")
+    doors.house.run(sa.update(Operator).values(issuer="https://id-of-before.example"))
+    with pytest.raises(OperatorEmailTaken) as refused:
+        doors.come(doors.operators, **SAM, roles="admin")
+    assert "broker operator unlink" in refused.value.cure
+    doors.services.operators.unlink("sam@example.com")
+    assert doors.come(doors.operators, **SAM, roles="admin") == key
+    assert operator(doors).issuer == ISSUER
+
+
 def test_nobody_signs_in_by_password_who_never_had_one(doors: Doors) -> None:
     doors.come(doors.operators, **SAM, roles="admin")
     assert operator(doors).password_hash.startswith("$argon2id$")
