@@ -13,7 +13,8 @@ from broker import audit
 from broker.audit import COMMAND_LINE, Actor
 from broker.clock import Clock
 from broker.db import Database
-from broker.models import BrowserSession, Operator, Role
+from broker.errors import EndUserErased
+from broker.models import BrowserSession, EndUser, Operator, Role
 from broker.operators import find_operator
 from broker.secret import Secret, digest, random_token
 from broker.text import storable
@@ -64,12 +65,17 @@ class Sessions:
         life: timedelta = END_USER_LIMIT,
         by_sign_in: bool = False,
     ) -> Secret:
-        """Return the cookie of a new end user's session, in the caller's transaction when it has one."""
+        """Return the cookie of a new end user's session, in the caller's transaction when it has one.
+
+        Raises EndUserErased for a person who is being forgotten, or has been.
+        """
         life = min(life, END_USER_LIMIT)
         whose = {"end_user_id": end_user_id, "link_id": link_id, "by_sign_in": by_sign_in}
         if connection is not None:
+            _require_welcome(connection, end_user_id)
             return self._open(connection, life, **whose)
         with self._database.write() as own:
+            _require_welcome(own, end_user_id)
             return self._open(own, life, **whose)
 
     def open_operator(self, operator_id: int) -> Secret:
@@ -153,6 +159,14 @@ class Sessions:
     def _seen(self, id_hash: str, now: datetime) -> None:
         with self._database.write() as connection:
             connection.execute(sa.update(BrowserSession).where(BrowserSession.id_hash == id_hash).values(seen_at=now))
+
+
+def _require_welcome(connection: Connection, end_user_id: int) -> None:
+    """Raise EndUserErased unless this person's session is one that an erasure beginning now would find and end."""
+    query = sa.select(EndUser.erasure_asked_at).where(EndUser.id == end_user_id).with_for_update(read=True)
+    person = connection.execute(query).one_or_none()
+    if person is None or person.erasure_asked_at is not None:
+        raise EndUserErased
 
 
 def _found(id_hash: str, now: datetime) -> sa.Select[*tuple[Any, ...]]:

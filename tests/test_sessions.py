@@ -8,7 +8,8 @@ import pytest
 import sqlalchemy as sa
 
 from broker.audit import Actor
-from broker.models import BrowserSession, Operator, Role
+from broker.errors import EndUserErased
+from broker.models import BrowserSession, EndUser, Operator, Role
 from broker.operators import Operators, OperatorUnknown
 from broker.secret import Secret
 from broker.sessions import Sessions
@@ -45,6 +46,26 @@ def test_a_session_can_open_in_the_callers_transaction(house: House, sessions: S
         token = sessions.open_end_user(connection, jo, None)
         connection.rollback()
     assert sessions.find(token.reveal()) is None
+
+
+def test_nobody_who_is_being_forgotten_is_signed_in(house: House, sessions: Sessions) -> None:
+    jo = house.end_user("jo", erasure_asked_at=START)
+    for gone in (jo, jo + 1):
+        with pytest.raises(EndUserErased):
+            sessions.open_end_user(None, gone, None)
+    assert house.value(sa.select(BrowserSession.id_hash)) is None
+
+
+def test_an_erasure_waits_for_a_session_that_is_being_opened(house: House, sessions: Sessions) -> None:
+    """Then it finds it, and ends it."""
+    jo = house.end_user("jo")
+    with house.database.write() as connection:
+        sessions.open_end_user(connection, jo, None)
+        if connection.dialect.name == "postgresql":
+            # SQLite has one writer at a time.
+            free = sa.select(EndUser.id).where(EndUser.id == jo).with_for_update(skip_locked=True)
+            with house.database.engine.connect() as other:
+                assert other.execute(free).all() == []
 
 
 def test_every_session_has_an_id_of_its_own(house: House, sessions: Sessions) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from datetime import timedelta
 
 from flask import Blueprint, Response, make_response, redirect, render_template, request, url_for
@@ -10,7 +11,7 @@ from werkzeug.wrappers import Response as BaseResponse
 from broker.apps import OfferedApp
 from broker.audit import Actor
 from broker.callback import parse_callback, parse_setup
-from broker.errors import PrefetchRefused
+from broker.errors import EndUserErased, PrefetchRefused
 from broker.flow_page import FlowPage
 from broker.flows import Onward
 from broker.journal import Browser
@@ -210,7 +211,9 @@ def _sign_in(response: BaseResponse, page: FlowPage, *, life: timedelta) -> None
     signed_in = services().sessions.find(cookies.read(cookies.SESSION))
     if signed_in is not None and signed_in.end_user_id == page.end_user_id and _shows(signed_in, page):
         return
-    cookies.sign_in(response, end_user_id=page.end_user_id, link_id=page.session_link_id, life=life)
+    # The page tells how it went, also to whoever is being forgotten.
+    with suppress(EndUserErased):
+        cookies.sign_in(response, end_user_id=page.end_user_id, link_id=page.session_link_id, life=life)
 
 
 def _shows(signed_in: SignedIn, page: FlowPage) -> bool:

@@ -104,11 +104,11 @@ def sign_in(
 ) -> None:
     """Open a session for an end user and end the one this browser had; `link_id` limits what it shows.
 
-    `by_sign_in` says that the person signed in as themself, instead of coming by a link.
+    `by_sign_in` says that the person signed in as themself, instead of coming by a link. Raises EndUserErased.
     """
     sessions = services().sessions
-    sessions.end(read(SESSION))
     token = sessions.open_end_user(None, end_user_id, link_id, life=life, by_sign_in=by_sign_in)
+    sessions.end(read(SESSION))
     write(response, SESSION, token, life)
 
 

@@ -17,7 +17,7 @@ from broker.clock import ManualClock
 from broker.connection_search import ConnectionFilters
 from broker.connections import AccountView, ConnectionPage, ConnectionUnknown, ConnectionView, HandOff, Health, Person
 from broker.disconnection import Effect
-from broker.errors import FlowUnknown, LinkUnknown
+from broker.errors import EndUserErased, FlowUnknown, LinkUnknown
 from broker.flow_page import FlowPage
 from broker.flows import Onward
 from broker.history import Event
@@ -278,6 +278,8 @@ class FakeSessions:
     opened: list[tuple[int, int | None]] = field(default_factory=list)
     ended: list[str | None] = field(default_factory=list)
     lives: list[timedelta] = field(default_factory=list)
+    # Who is being forgotten.
+    erased: int | None = None
 
     def find(self, token: str | None) -> SignedIn | None:
         return self.current if token == SESSION else None
@@ -291,6 +293,8 @@ class FakeSessions:
         life: timedelta = timedelta(minutes=30),
         by_sign_in: bool = False,
     ) -> Secret:
+        if end_user_id == self.erased:
+            raise EndUserErased
         self.lives.append(life)
         self.opened.append((end_user_id, link_id))
         self.current = SignedIn(end_user_id, link_id, None, NOW + timedelta(minutes=30))

@@ -491,6 +491,12 @@ def test_a_session_of_another_person_or_link_is_replaced(
     assert fake.sessions.ended == ([SESSION] if again else [])
 
 
+def test_who_is_being_forgotten_sees_the_page_and_is_not_signed_in(browser: FlaskClient, fake: FakeServices) -> None:
+    fake.sessions.erased = 7
+    assert browser.get(PAGE).status_code == 200
+    assert browser.get_cookie("broker_session") is None
+
+
 def test_a_manage_link_opens_the_persons_whole_page(client: FlaskClient, fake: FakeServices) -> None:
     fake.links.changes = {"manage": True}
     answer = post(client, f"{LINK}/open")
