@@ -5,16 +5,21 @@ from __future__ import annotations
 import sqlalchemy as sa
 
 from broker.apps import AppCatalogue
-from broker.db import Database
+from broker.db import Database, table
 from broker.errors import EndUserUnknown
 from broker.flows import Flows
 from broker.journal import Browser
 from broker.links import BY_PERSON, LinkRequest, Links
-from broker.models import EndUser
+from broker.models import EndUser, Flow, Link, PendingSignIn
+from broker.secret import Secret, random_token
+
+_flows = table(Flow)
+_links = table(Link)
+_sign_ins = table(PendingSignIn)
 
 
 class SelfService:
-    """Says who the person in front of us is, makes a link for them and starts it at once."""
+    """Says who the person in front of us is, gives them their browser, and makes a link that is started at once."""
 
     def __init__(self, database: Database, apps: AppCatalogue, links: Links, flows: Flows) -> None:
         self._database = database
@@ -31,6 +36,26 @@ class SelfService:
             raise EndUserUnknown
         found: str = row.email or row.name or row.external_id
         return found
+
+    def renewed(self, end_user_id: int, browser: Browser | None) -> Browser:
+        """Return the browser under a new secret, as which it goes on with what is this person's and nobody else's.
+
+        What others left in it opens no more, and neither does anything for who knows the secret of before.
+        """
+        fresh = Browser(Secret(random_token(256)))
+        if browser is None:
+            return fresh
+        with self._database.write() as connection:
+            mine = sa.select(_links.c.id).where(_links.c.end_user_id == end_user_id)
+            for rows, which in (
+                (_links, _links.c.end_user_id == end_user_id),
+                (_flows, _flows.c.link_id.in_(mine)),
+                # Whoever is on the way to the OpenID provider in another tab proves there who they are.
+                (_sign_ins, sa.true()),
+            ):
+                renew = sa.update(rows).where(which, rows.c.browser_hash == browser.hash)
+                connection.execute(renew.values(browser_hash=fresh.hash))
+        return fresh
 
     def begin(self, end_user_id: int, app_key: str, browser: Browser) -> str:
         """Return the provider's address for connecting an account through this OAuth app.

@@ -45,6 +45,7 @@ class SignedIn:
     link_id: int | None
     operator: SignedInOperator | None
     expires_at: datetime
+    opened_at: datetime | None = None
     by_sign_in: bool = False
     """Whether an end user signed in as themself, so that they may connect what is configured."""
 
@@ -175,6 +176,7 @@ def _found(id_hash: str, now: datetime) -> sa.Select[*tuple[Any, ...]]:
             BrowserSession.end_user_id,
             BrowserSession.link_id,
             BrowserSession.by_sign_in,
+            BrowserSession.created_at,
             BrowserSession.seen_at,
             BrowserSession.expires_at,
             Operator.id.label("operator_id"),
@@ -193,4 +195,4 @@ def _found(id_hash: str, now: datetime) -> sa.Select[*tuple[Any, ...]]:
 
 def _signed_in(row: _Row) -> SignedIn:
     staff = SignedInOperator(row.operator_id, row.email, Role(row.role)) if row.operator_id is not None else None
-    return SignedIn(row.end_user_id, row.link_id, staff, row.expires_at, row.by_sign_in)
+    return SignedIn(row.end_user_id, row.link_id, staff, row.expires_at, row.created_at, row.by_sign_in)

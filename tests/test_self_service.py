@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from broker.errors import TooManyFlows
+from broker.errors import FlowUnknown, OtherBrowser, TooManyFlows
 from broker.journal import MOST_OPEN_FLOWS
 from broker.models import ConnectedAccount, Link
 from tests.connecting import Bench, open_bench, state_in
@@ -31,6 +31,26 @@ def test_what_the_host_says_of_a_connection_outlives_the_person_connecting_it_ag
     assert (renewed.host_metadata, renewed.token_version) == ({"plan": "pro"}, 2)
     bench.connect(metadata={"plan": "max"})
     assert bench.row(ConnectedAccount).host_metadata == {"plan": "max"}
+
+
+def test_a_new_secret_keeps_what_is_the_persons_own_and_nothing_else(bench: Bench) -> None:
+    bench.stripe("acct_1")
+    mine = bench.connect()
+    away = state_in(begin(bench))
+    others = bench.leave(link=bench.link("user-2"))
+    fresh = bench.services.self_service.renewed(bench.row(ConnectedAccount).end_user_id, bench.browser)
+    assert fresh != bench.browser
+    assert bench.services.flow_pages.page(mine.flow_ref, fresh).connection is not None
+    with pytest.raises(FlowUnknown):
+        bench.services.flow_pages.page(mine.flow_ref, bench.browser)
+    with pytest.raises(OtherBrowser):
+        bench.come_back(others, browser=fresh)
+    assert bench.come_back(away, browser=fresh).flow_ref
+    assert bench.row(ConnectedAccount).token_version == 2
+
+
+def test_a_browser_that_never_was_here_gets_a_secret(bench: Bench) -> None:
+    assert bench.services.self_service.renewed(1, None).secret
 
 
 def test_a_person_begins_only_so_many_by_themself_and_may_again_once_they_are_over(bench: Bench) -> None:

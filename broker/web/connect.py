@@ -211,9 +211,16 @@ def _sign_in(response: BaseResponse, page: FlowPage, *, life: timedelta) -> None
     signed_in = services().sessions.find(cookies.read(cookies.SESSION))
     if signed_in is not None and signed_in.end_user_id == page.end_user_id and _shows(signed_in, page):
         return
+    if signed_in is not None and signed_in.end_user_id != page.end_user_id and _came_after(signed_in, page):
+        return
     # The page tells how it went, also to whoever is being forgotten.
     with suppress(EndUserErased):
         cookies.sign_in(response, end_user_id=page.end_user_id, link_id=page.session_link_id, life=life)
+
+
+def _came_after(signed_in: SignedIn, page: FlowPage) -> bool:
+    """Tell whether somebody has this browser since the attempt was over: then its page gives it back to nobody."""
+    return signed_in.opened_at is not None and page.ended_at is not None and signed_in.opened_at >= page.ended_at
 
 
 def _shows(signed_in: SignedIn, page: FlowPage) -> bool:

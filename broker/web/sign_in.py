@@ -66,6 +66,8 @@ def callback() -> Response:
     session.clear()
     response = redirect(inside(back.onward) or url_for("connections.index"), 303)
     cookies.sign_in(response, end_user_id=back.key, link_id=None, by_sign_in=True)
+    browser = services().self_service.renewed(back.key, this_browser())
+    cookies.write(response, cookies.BROWSER, browser.secret, cookies.BROWSER_LIFE)
     return response
 
 

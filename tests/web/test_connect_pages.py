@@ -491,6 +491,17 @@ def test_a_session_of_another_person_or_link_is_replaced(
     assert fake.sessions.ended == ([SESSION] if again else [])
 
 
+@pytest.mark.parametrize(("ended", "replaced"), [(timedelta(), False), (timedelta(minutes=1), True)])
+def test_a_page_from_before_somebody_came_does_not_make_the_browser_another_person_s_again(
+    browser: FlaskClient, fake: FakeServices, ended: timedelta, replaced: bool
+) -> None:
+    fake.sessions.current = SignedIn(8, None, None, NOW + timedelta(hours=1), NOW)
+    fake.flow_pages.changes = {"ended_at": NOW + ended}
+    browser.set_cookie("broker_session", SESSION)
+    browser.get(PAGE)
+    assert fake.sessions.opened == ([(7, 3)] if replaced else [])
+
+
 def test_who_is_being_forgotten_sees_the_page_and_is_not_signed_in(browser: FlaskClient, fake: FakeServices) -> None:
     fake.sessions.erased = 7
     assert browser.get(PAGE).status_code == 200

@@ -11,14 +11,16 @@ from urllib.parse import parse_qs, urlsplit
 
 import pytest
 import responses
+import sqlalchemy as sa
 from flask import Flask
 from flask.testing import FlaskClient
 from werkzeug.test import TestResponse
 
 from broker.app import create_app
 from broker.clock import ManualClock
-from broker.models import Role
-from broker.secret import Secret
+from broker.links import LinkRequest
+from broker.models import Link, Role
+from broker.secret import Secret, digest
 from broker.services import Services
 from tests.house import START, House, make_settings, open_house
 from tests.openid import CODE, ISSUER, CannedProvider, people, staff
@@ -132,6 +134,25 @@ def test_signing_in_changes_session_and_token_and_signing_out_ends_it_here(site:
     second = site.client.get_cookie("broker_session")
     assert second is not None
     assert second.value != first.value
+
+
+def test_who_signs_in_gets_the_browser_and_what_was_left_in_it_is_nobodys(site: Site, house: House) -> None:
+    other_tab = site.leave()
+    nonce_there = site.there.nonce
+    address = site.leave()
+    before = site.client.get_cookie("broker_browser")
+    assert before is not None
+    made = house.links.create(LinkRequest("jo"), created_by="cli")
+    link = house.value(sa.select(Link.id).where(Link.public_id == made.id))
+    house.flow(link, digest(before.value), ref="AAAA-BBBB-CCCC", state="failed", ended_at=START)
+    assert site.client.get("/flows/AAAA-BBBB-CCCC").status_code == 200
+    assert site.client.get(address).headers["Location"] == "/connections"
+    after = site.client.get_cookie("broker_browser")
+    assert after is not None
+    assert after.value != before.value
+    assert site.client.get("/flows/AAAA-BBBB-CCCC").status_code == 404
+    site.there.nonce = nonce_there
+    assert site.client.get(other_tab).headers["Location"] == "/connections"
 
 
 def test_pages_without_a_session_lead_to_the_sign_in_and_back(site: Site) -> None:
