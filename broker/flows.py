@@ -17,7 +17,7 @@ from broker.approvals import Asked
 from broker.apps import AppCatalogue, OfferedApp
 from broker.attach import Attachment
 from broker.callback import CallbackAnswer, SetupAnswer
-from broker.circuits import Circuits, app_circuit
+from broker.circuits import Circuits, OpenCircuit, app_circuit
 from broker.clock import Clock
 from broker.db import Database
 from broker.errors import (
@@ -159,10 +159,23 @@ class Flows:
         self._journal.check(link, app, browser)
         if circuit.is_due and self._circuits.claim(circuit.name):
             return
+        raise self._in_vain(circuit, app)
+
+    def require_provider(self, app_key: str) -> None:
+        """Raise what `begin` would because of the provider alone, for whoever makes a link only to begin with it.
+
+        Raises AppUnknown, ProviderDown or ProviderMisconfigured. Spends nobody's try.
+        """
+        app = self._apps.get(app_key)
+        circuit = self._circuits.look(app_circuit(app.key), afresh=True)
+        if circuit is not None and not circuit.is_due:
+            raise self._in_vain(circuit, app)
+
+    def _in_vain(self, circuit: OpenCircuit, app: OfferedApp) -> FlowFailure:
         known = ProviderMisconfigured if circuit.is_refusal else ProviderDown
         failure = known(f"the circuit of {app.key!r} is open since {circuit.since:%H:%M:%S}: {circuit.detail}")
         failure.provider = app.title
-        raise failure
+        return failure
 
     # --- coming back -----------------------------------------------------------------------------------
 

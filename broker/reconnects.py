@@ -22,6 +22,8 @@ class Reconnects:
         """
         if connection.disconnected_at is not None:
             raise ConnectionEnded
+        # No link is left behind where nothing could begin.
+        self._flows.require_provider(connection.app)
         # Nobody ever sees its address: it is spent by this very browser.
         request = LinkRequest(connection.end_user.id, reconnects=connection.ref)
         link = self._links.create(request, created_by=BY_PERSON)

@@ -63,6 +63,8 @@ class SelfService:
         Raises AppUnknown, EndUserUnknown or EndUserErased, and otherwise as `Flows.begin` does.
         """
         app = self._apps.get(app_key)
+        # No link is left behind where nothing could begin.
+        self._flows.require_provider(app.key)
         with self._database.read() as connection:
             query = sa.select(EndUser.external_id).where(EndUser.id == end_user_id)
             external_id = connection.execute(query).scalar_one_or_none()

@@ -6,9 +6,11 @@ from collections.abc import Iterator
 
 import pytest
 
-from broker.errors import FlowUnknown, OtherBrowser, TooManyFlows
+from broker.circuits import OPENS_AFTER, PROBE_SECONDS, app_circuit
+from broker.errors import FlowUnknown, OtherBrowser, ProviderDown, TooManyFlows
 from broker.journal import MOST_OPEN_FLOWS
 from broker.models import ConnectedAccount, Link
+from broker.providers.base import ProviderUnavailable
 from tests.connecting import Bench, open_bench, state_in
 
 
@@ -51,6 +53,24 @@ def test_a_new_secret_keeps_what_is_the_persons_own_and_nothing_else(bench: Benc
 
 def test_a_browser_that_never_was_here_gets_a_secret(bench: Bench) -> None:
     assert bench.services.self_service.renewed(1, None).secret
+
+
+def test_while_the_provider_is_away_nothing_is_left_behind(bench: Bench) -> None:
+    bench.stripe("acct_1")
+    bench.connect()
+    made = len(bench.rows(Link))
+    for _ in range(OPENS_AFTER):
+        bench.services.circuits.failed(app_circuit("stripe"), ProviderUnavailable("503"))
+    mine = bench.services.connections.find(bench.row(ConnectedAccount).ref)
+    for _ in range(2):
+        with pytest.raises(ProviderDown):
+            begin(bench)
+        with pytest.raises(ProviderDown):
+            bench.services.reconnects.begin(mine, bench.browser)
+    assert len(bench.rows(Link)) == made
+    bench.later(seconds=PROBE_SECONDS)
+    assert begin(bench), "one may go and see"
+    assert len(bench.rows(Link)) == made + 1
 
 
 def test_a_person_begins_only_so_many_by_themself_and_may_again_once_they_are_over(bench: Bench) -> None:
