@@ -214,6 +214,7 @@ class BulkRuns:
             is_final = action is BulkAction.DISCONNECT and selection.filters is not None
             if is_final and seen != _sign_of(keys):
                 raise SelectionChanged
+            keys = _held(connection, keys)
             run_id = connection.execute(
                 sa.insert(_runs)
                 .values(
@@ -360,6 +361,15 @@ class BulkRuns:
         if action is BulkAction.IMPORT:
             return self._connections.retry_with(connection, ref, actor=actor)
         return self._disconnections.request_with(connection, ref, actor=actor)
+
+
+def _held(connection: Connection, keys: Sequence[int]) -> list[int]:
+    """Return those that are still there, and keep them there until this is committed. Raises NothingSelected."""
+    still = sa.select(_connections.c.id).where(_connections.c.id.in_(keys)).order_by(_connections.c.id)
+    held = list(connection.execute(still.with_for_update(read=True, key_share=True)).scalars())
+    if not held:
+        raise NothingSelected
+    return held
 
 
 def _sign_of(keys: Sequence[int]) -> str:

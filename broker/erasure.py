@@ -226,6 +226,8 @@ class Erasures:
         connection.execute(sa.delete(_sessions).where(_sessions.c.end_user_id == key))
         connection.execute(sa.delete(_links).where(_links.c.end_user_id == key))
         connection.execute(sa.delete(_claims).where(_claims.c.end_user_id == key))
+        # First, so that nothing comes to hang on them meanwhile: a bulk run that begins holds them, or finds them gone.
+        connection.execute(owned.order_by(_connections.c.id).with_for_update())
         for hanging in (_members, _items):
             connection.execute(sa.delete(hanging).where(hanging.c.connection_id.in_(owned)))
         connection.execute(sa.delete(_connections).where(_connections.c.end_user_id == key))

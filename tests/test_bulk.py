@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any
 
 import pytest
 import sqlalchemy as sa
+from sqlalchemy.engine import Connection
 
 from broker.app import build_services
 from broker.audit import Actor
 from broker.bulk import (
     ITEMS_A_TURN,
+    BulkRuns,
     BulkRunUnknown,
     NothingSelected,
     RunState,
@@ -24,7 +27,7 @@ from broker.bulk import (
 )
 from broker.connection_search import ConnectionFilters
 from broker.db import DatabaseUnavailable
-from broker.jobs import Retry
+from broker.jobs import Done, Outcome, Retry
 from broker.models import BulkAction, BulkItem, BulkRun, ConnectedAccount, ImportState, Job
 from broker.services import Services
 from broker.status import Status
@@ -226,6 +229,45 @@ def test_who_is_erased_meanwhile_is_in_no_run(desk: Desk) -> None:
     for job in desk.services.jobs.lease(["forget"]):
         desk.services.erasures.run(job)
     run = desk.services.bulk_runs.find(ref)
+    assert (run.total, run.done, run.forgotten) == (2, 1, 1)
+
+
+def test_what_is_gone_when_a_run_begins_is_skipped(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
+    kept = desk.house.connection(desk.house.end_user("jo"))
+    found, gone = desk.house.key_of(kept), 1_000_000
+    monkeypatch.setattr(BulkRuns, "_keys", lambda *_: [found, gone])
+    assert desk.finish(desk.start(BulkAction.CHECK, kept)).total == 1
+    monkeypatch.setattr(BulkRuns, "_keys", lambda *_: [gone])
+    with pytest.raises(NothingSelected):
+        desk.start(BulkAction.CHECK, kept)
+
+
+def test_who_is_forgotten_while_a_run_begins_is_forgotten_all_the_same(
+    desk: Desk, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kept, gone = (desk.house.connection(desk.house.end_user(name)) for name in ("jo", "sam"))
+    desk.services.erasures.request("sam", actor=SAM)
+    desk.house.run(sa.update(ConnectedAccount).values(revocation="done", removal="done"))
+    desk.services.notifications.dispatch()
+    (job,) = desk.services.jobs.lease(["forget"])
+    with ThreadPoolExecutor(1) as beside:
+        erased: list[Future[Outcome]] = []
+        enqueue = desk.services.jobs.enqueue
+
+        def meanwhile(connection: Connection, *asked: Any) -> None:
+            """The run is written down, not committed yet, and the erasure comes as far as it can."""
+            erased.append(beside.submit(desk.services.erasures.run, job))
+            waits = sa.text("SELECT 1 FROM pg_locks WHERE NOT granted")
+            if connection.dialect.name == "postgresql":
+                while not erased[0].done() and connection.execute(waits).first() is None:
+                    continue
+            enqueue(connection, *asked)
+
+        monkeypatch.setattr(desk.services.jobs, "enqueue", meanwhile)
+        ref = desk.start(BulkAction.CHECK, kept, gone)
+        assert isinstance(erased[0].result(), Done)
+    monkeypatch.undo()
+    run = desk.finish(ref)
     assert (run.total, run.done, run.forgotten) == (2, 1, 1)
 
 
