@@ -433,10 +433,13 @@ class World:
         """End every fault."""
         assert requests.delete(f"{self.sandbox_url}/control/faults", timeout=10).status_code == 200
 
-    def close_circuits(self) -> None:
-        """Let calls through again whatever failed before: what one test broke must not stop the next."""
+    def close_circuits(self) -> bool:
+        """Let calls through again whatever failed before: what one test broke must not stop the next.
+
+        Tells whether there were any: processes may go by them for a second more.
+        """
         with self.database() as connection:
-            connection.execute(sa.text("DELETE FROM circuits"))
+            return connection.execute(sa.text("DELETE FROM circuits RETURNING name")).first() is not None
 
     def control(self, what: str, **body: object) -> Any:
         """Ask the sandbox for something, or tell it something."""
