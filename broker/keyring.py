@@ -15,13 +15,20 @@ from sqlalchemy.engine import Connection
 from broker.attach import grant_binding
 from broker.clock import Clock
 from broker.db import Database
-from broker.errors import Unreadable
+from broker.errors import BrokerError, Unreadable
 from broker.journal import flow_binding
 from broker.models import ConnectedAccount, Flow, KeyCanary, WebhookEndpoint, WebhookSecret
 from broker.notifications import secret_binding
 from broker.vault import Binding, Vault, key_id
 
 _SENTENCE = b"the key that sealed this sentence still opens it"
+
+
+class WrongKey(BrokerError):
+    """The first key has the name of a key that sealed values in this database, and is another."""
+
+    code = "wrong_key"
+    cure = "Put the right key back into BROKER_ENCRYPTION_KEYS, or give the new key another name."
 
 
 @dataclass(frozen=True)
@@ -45,16 +52,17 @@ class KeyRing:
 
     def check(self) -> list[str]:
         """Return every problem with the key ring, one sentence each; a sealing key without a canary gets one first."""
-        kept, sealing = self._kept(), self._vault.key_ids[0]
-        if sealing not in kept:
-            with self._database.write() as connection:
-                self._plant(connection, sealing)
-            # Read again: another process may have planted its own first.
-            kept = self._kept()
+        kept = self._with_sealing()
         known = [kid for kid in self._vault.key_ids if kid in kept]
         unopened = [_WRONG.format(kid=kid) for kid in known if not self._opens(kid, kept[kid])]
         absent = [_ABSENT.format(kid=kid) for kid in sorted(kept) if kid not in self._vault.key_ids]
         return unopened + absent
+
+    def require_sealing(self) -> None:
+        """Raise WrongKey unless the first key is the one of its name, which gets its canary here where it has none."""
+        sealing = self._vault.key_ids[0]
+        if not self._opens(sealing, self._with_sealing()[sealing]):
+            raise WrongKey(_WRONG.format(kid=sealing))
 
     def sample(self, most: int = 200) -> Sample:
         """Open what was sealed last, up to `most` grants of connections and of flows each, and the webhook secrets."""
@@ -89,6 +97,16 @@ class KeyRing:
         """Forget the canary of a key that nothing is sealed with any more, so that it may leave the ring."""
         with self._database.write() as connection:
             connection.execute(sa.delete(KeyCanary).where(KeyCanary.kid == kid))
+
+    def _with_sealing(self) -> dict[str, bytes]:
+        """Return the canaries by key, that of the sealing key among them."""
+        kept, sealing = self._kept(), self._vault.key_ids[0]
+        if sealing not in kept:
+            with self._database.write() as connection:
+                self._plant(connection, sealing)
+            # Read again: another process may have planted its own first.
+            kept = self._kept()
+        return kept
 
     def _kept(self) -> dict[str, bytes]:
         with self._database.read() as connection:

@@ -116,7 +116,12 @@ class Resealing:
         self._key_ring = key_ring
 
     def rotate(self, *, actor: Actor, progress: Callable[[str, int], object] = lambda _name, _count: None) -> Resealed:
-        """Seal everything again that another key than the first has sealed; `progress` hears of every batch."""
+        """Seal everything again that another key than the first has sealed; `progress` hears of every batch.
+
+        Raises WrongKey.
+        """
+        # Under a name that processes know another key by, nothing would open for them any more.
+        self._key_ring.require_sealing()
         counts: dict[str, int] = {}
         unreadable: list[str] = []
         for sealed in SEALED:

@@ -12,7 +12,7 @@ from broker.audit import COMMAND_LINE
 from broker.db import Base
 from broker.idempotency import answer_binding
 from broker.journal import code_binding, flow_binding, hop_binding
-from broker.keyring import KeyRing
+from broker.keyring import KeyRing, WrongKey
 from broker.models import (
     ConnectedAccount,
     Flow,
@@ -186,6 +186,22 @@ def test_a_refresh_at_the_same_moment_is_never_overwritten(house: House) -> None
         f"grant of {before}",
         f"grant of {after}",
     ]
+
+
+def test_nothing_is_sealed_with_another_key_of_the_name_that_processes_know(house: House) -> None:
+    ref = connection(house)
+    KeyRing(house.database, AFTER, house.clock).check()
+    before = kept(house, ref)
+    with pytest.raises(WrongKey, match="new"):
+        resealing(house, Vault([EncryptionKey("new", LOST.key), OLD])).rotate(actor=COMMAND_LINE)
+    assert kept(house, ref) == before
+
+
+def test_no_process_starts_with_another_key_of_the_name_that_everything_was_sealed_with(house: House) -> None:
+    connection(house)
+    resealing(house).rotate(actor=COMMAND_LINE)
+    other = Vault([EncryptionKey("new", LOST.key), OLD])
+    assert len(KeyRing(house.database, other, house.clock).check()) == 1
 
 
 def test_what_no_key_opens_is_named_left_alone_and_healed_by_putting_the_key_back(house: House) -> None:
