@@ -36,7 +36,7 @@ def check() -> None:
         click.echo(problem, err=True)
     if problems:
         raise SystemExit(1)
-    click.echo("Every key opens its canary.")
+    click.echo("Every key that has sealed anything opens its canary.")
 
 
 @keys.command()
