@@ -88,7 +88,11 @@ class _Writer(structlog.WriteLogger):
     def msg(self, message: str) -> None:
         """Write a line. A full disk or a reader that has gone costs that line, and nothing else."""
         with suppress(OSError, ValueError):
-            super().msg(message)
+            try:
+                super().msg(message)
+            except UnicodeEncodeError as failure:
+                # Half a character from outside, or a terminal that knows few of them: the rest of the line is written.
+                super().msg(message.encode(failure.encoding, "backslashreplace").decode(failure.encoding))
 
     debug = info = warning = error = critical = msg
 

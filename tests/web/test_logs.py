@@ -124,6 +124,15 @@ def test_a_line_that_cannot_be_written_costs_that_line_alone(stream: io.StringIO
     assert [line["event"] for line in lines(stream)] == ["flow.done"]
 
 
+@pytest.mark.parametrize("encoding", ["utf-8", "latin-1"])
+@pytest.mark.usefixtures("stream")
+def test_a_character_that_cannot_be_written_does_not_cost_its_line(encoding: str) -> None:
+    raw = io.BytesIO()
+    logs.configure("INFO", "text", io.TextIOWrapper(raw, encoding=encoding))
+    structlog.get_logger("broker.test").info("Jürgen \ud800")
+    assert r"Jürgen \ud800" in raw.getvalue().decode(encoding)
+
+
 def test_events_below_the_level_are_not_written(stream: io.StringIO) -> None:
     logs.configure("warning", "json", stream)
     log = structlog.get_logger("broker.test")
