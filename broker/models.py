@@ -399,7 +399,7 @@ class ConnectedAccount(Base):
     failing_since: Mapped[datetime | None] = mapped_column(UtcDateTime)
     # Stable code of what the provider last said is wrong with this account; null when it said nothing is.
     trouble: Mapped[str | None] = mapped_column(sa.String(64))
-    # When the provider was last asked about it; null until it was.
+    # When the provider was last asked about it, or else since when its turn comes round; null until then.
     probed_at: Mapped[datetime | None] = mapped_column(UtcDateTime)
     # Null unless the provider says that the grant is gone.
     revoked_at: Mapped[datetime | None] = mapped_column(UtcDateTime)

@@ -215,13 +215,16 @@ class Verifications:
         return outcome
 
     def _save(self, connection: Connection, row: Row[Any], found: Drift | None, judged_at: datetime) -> None:
+        now = self._clock.now()
+        turns: dict[str, object] = {}
         if found is None and row.verified_at is None and self._apps.get(row.app_key).provider.probe is not None:
             # From now on its provider is asked about it too. Jobs come before the connection, in everybody's order.
             after = timedelta(seconds=self._next())
             self._jobs.enqueue(connection, "probe", row.id, after=after, now=judged_at)
-        now = self._clock.now()
+            # Connected long ago, at another broker or while Sequin was away: it is not late before its first turn.
+            turns = {"probed_at": row.probed_at or now}
         which = {"key": row.id, "of_version": row.token_version, "of_credential": row.credential_id}
-        told = {"updated_at": now, "checked_at": now, **self._finding(row, found, now)}
+        told = {"updated_at": now, "checked_at": now, **self._finding(row, found, now), **turns}
         changed = connection.execute(_PASSED if found is None else _DRIFTED, which | told).one_or_none()
         if changed is None:
             return

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from datetime import timedelta
 from typing import Any
 
 import pytest
@@ -59,6 +60,15 @@ def test_it_is_checked_again_before_a_day_has_passed(bench: Bench) -> None:
     job = bench.job("verify")
     assert job.state == JobState.WAITING
     assert 15 * 3600 <= (job.due_at - bench.clock.now()).total_seconds() <= 20 * 3600
+
+
+def test_what_was_connected_long_ago_is_not_late_before_the_provider_was_to_be_asked(bench: Bench) -> None:
+    # Brought from another broker, or waiting for Sequin.
+    with bench.services.database.write() as connection:
+        connection.execute(sa.update(ConnectedAccount).values(connected_at=bench.clock.now() - timedelta(days=9)))
+    verify(bench)
+    bench.later(seconds=3600)
+    assert bench.services.figures.numbers().probe_age == {"stripe": 3600.0}
 
 
 def test_a_status_older_than_a_day_is_no_longer_called_fine(bench: Bench) -> None:
