@@ -10,10 +10,10 @@ from __future__ import annotations
 import logging
 import re
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from functools import cache, lru_cache, partial
-from typing import Literal, TextIO
+from typing import Any, Literal, TextIO
 
 import structlog
 from structlog.types import EventDict, Processor
@@ -58,7 +58,7 @@ def configure(level: str = "INFO", form: Literal["json", "text"] = "json", strea
     ]
     # Ours are written at once: through the standard library's records a line costs twice as much.
     structlog.configure(
-        processors=[*shared, _add_name, *rendering],
+        processors=[partial(_line, [*shared, _add_name, *rendering])],
         wrapper_class=structlog.make_filtering_bound_logger(level),
         logger_factory=cache(partial(_Writer, stream)),
         cache_logger_on_first_use=False,
@@ -76,6 +76,18 @@ def configure(level: str = "INFO", form: Literal["json", "text"] = "json", strea
     for name in QUIET:
         logging.getLogger(name).setLevel(max(logging.WARNING, root.level))
     logging.captureWarnings(True)
+
+
+def _line(steps: Sequence[Processor], logger: _Writer, method: str, event: EventDict) -> Any:
+    """Return the line that says what happened. What cannot be told costs its facts, and never what was being done."""
+    name = event.get("event")
+    try:
+        said: Any = event
+        for step in steps:
+            said = step(logger, method, said)
+        return said
+    except Exception as failure:  # noqa: BLE001 - whatever it is, it is not worth a request
+        return f"{logger.name}: {name if isinstance(name, str) else '?'}: could not be told ({type(failure).__name__})"
 
 
 class _Writer(structlog.WriteLogger):

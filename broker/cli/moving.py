@@ -61,6 +61,8 @@ def _write(lines: Iterable[str], write: Callable[[bytes], object]) -> None:
 @with_appcontext
 def import_connections(source: Path, key_file: Path | None, *, as_table: bool) -> None:
     """Move connections in; what is here already is left alone, so it can be run again. Exit 1 when a line was bad."""
+    # In a shell with another key of the same name everything would go in, and nothing of it would open.
+    services().key_ring.require_sealing()
     moving = services().moving
     counts = dict.fromkeys(Outcome, 0)
     if as_table:

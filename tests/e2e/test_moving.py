@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import json
 import signal
 import subprocess
@@ -76,6 +77,22 @@ def test_bad_lines_are_reported_and_end_with_one(sqlite_databases: Databases, tm
         assert "1 moved in, 0 were here already, 1 bad." in done.stdout
         assert "line 3: names an OAuth app that is not configured here" in done.stderr
         assert "tok-" not in done.stdout + done.stderr
+
+
+def test_nothing_is_moved_in_with_another_key_of_the_same_name(sqlite_databases: Databases, tmp_path: Path) -> None:
+    with sqlite_databases.migrated() as url:
+        world = World(tmp_path, url)
+        source = tmp_path / "tokens.csv"
+        source.write_text("end_user_id,app,account_id,mode,access_token\nada,stripe,acct_1,live,tok-1\n")
+        world.run("keys", "check")
+        kid = world.environment["BROKER_ENCRYPTION_KEYS"].partition(":")[0]
+        other = {"BROKER_ENCRYPTION_KEYS": f"{kid}:{base64.b64encode(bytes(32)).decode()}"}
+
+        done = command("connections", "import", "--csv", str(source), environment=world.environment | other)
+
+        assert done.returncode != 0
+        assert kid in done.stderr
+        assert count(world) == 0
 
 
 def count(world: World) -> int:

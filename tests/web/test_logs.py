@@ -133,6 +133,21 @@ def test_a_character_that_cannot_be_written_does_not_cost_its_line(encoding: str
     assert r"Jürgen \ud800" in raw.getvalue().decode(encoding)
 
 
+class _Mute:
+    def __str__(self) -> str:
+        raise ZeroDivisionError("s3cr3t")
+
+
+def test_facts_that_cannot_be_told_end_nothing(stream: io.StringIO) -> None:
+    round_and_round: dict[str, object] = {}
+    round_and_round["again"] = round_and_round
+    for fact in (_Mute(), round_and_round, {("a", "b"): 1}):
+        structlog.get_logger("broker.test").info("flow.left", fact=fact)
+    told = stream.getvalue()
+    assert [line.partition(": could")[0] for line in told.splitlines()] == ["broker.test: flow.left"] * 3
+    assert "s3cr3t" not in told
+
+
 def test_events_below_the_level_are_not_written(stream: io.StringIO) -> None:
     logs.configure("warning", "json", stream)
     log = structlog.get_logger("broker.test")
