@@ -25,7 +25,9 @@ from broker.status import FRESH_FOR, STANDING, Status, has_status
 from broker.text import storable
 
 MOST_COUNTED = 10_000
-"""How many rows are looked at to count them: the rest is "more than"."""
+"""How many rows are counted: the rest is "more than"."""
+MOST_TRIED = 3_000
+"""How many rows are read to count those that pass a filter without an index of its own: the others stay open."""
 LEAST_TYPED = 3
 """From so many characters on, the beginning of a name or an e-mail is enough; fewer must be all of it."""
 MOST_NAMED = 1_000
@@ -168,7 +170,7 @@ class Search:
         return [Place(row[0], row[1]) for row in self._connection.execute(timed)]
 
     def count(self) -> Count:
-        """Return how many rows the list has, looking at no more than MOST_COUNTED of them."""
+        """Return how many rows the list has, counting MOST_COUNTED and reading MOST_TRIED of them at most."""
         if self._is_hopeless:
             return Count(0, is_all=True)
         leader, few = self._leader()
@@ -180,14 +182,14 @@ class Search:
             counted = looked_at.limit(MOST_COUNTED + 1).subquery()
             number = self._connection.execute(sa.select(sa.func.count()).select_from(counted)).scalar_one()
             return Count(min(number, MOST_COUNTED), number <= MOST_COUNTED)
-        some = looked_at.with_only_columns(*_NEEDED).limit(MOST_COUNTED + 1).subquery()
+        some = looked_at.with_only_columns(*_NEEDED).limit(MOST_TRIED + 1).subquery()
         passes = sa.and_(*(facet.holds(cast(_Columns, some.c), False) for facet in left))
         seen, number = self._connection.execute(
             sa.select(sa.func.count(), sa.func.coalesce(sa.func.sum(sa.case((passes, 1), else_=0)), 0)).select_from(
                 some
             )
         ).one()
-        return Count(number, seen <= MOST_COUNTED)
+        return Count(number, seen <= MOST_TRIED)
 
     # --- how it is found -------------------------------------------------------------------------------
 

@@ -325,7 +325,7 @@ class Connections:
         )
 
     def count(self, filters: ConnectionFilters) -> Count:
-        """Return how many connections match, as far as it is told by looking at MOST_COUNTED of them."""
+        """Return how many connections match, as far as it is told by looking at some thousands of them."""
         with self._database.read() as connection:
             return Search(connection, filters, self._clock.now(), Order.NEWEST).count()
 

@@ -67,7 +67,8 @@ def house(request: pytest.FixtureRequest) -> Iterator[House]:
 
 @pytest.fixture(autouse=True)
 def counts_few(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("broker.connection_search.MOST_COUNTED", COUNTED)
+    for most in ("MOST_COUNTED", "MOST_TRIED"):
+        monkeypatch.setattr(f"broker.connection_search.{most}", COUNTED)
 
 
 @contextmanager
