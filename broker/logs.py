@@ -45,7 +45,7 @@ def configure(level: str = "INFO", form: Literal["json", "text"] = "json", strea
     stream = stream or sys.stdout
     shared: list[Processor] = [
         structlog.contextvars.merge_contextvars,
-        name_trace,
+        _name_trace,
         structlog.processors.add_log_level,
         structlog.processors.TimeStamper(fmt="iso", utc=True, key="time"),
     ]
@@ -114,7 +114,7 @@ def _add_name(logger: _Writer, _method: str, event: EventDict) -> EventDict:
     return event
 
 
-def name_trace(_logger: object, _method: str, event: EventDict) -> EventDict:
+def _name_trace(_logger: object, _method: str, event: EventDict) -> EventDict:
     """Say which trace a line belongs to, where traces are recorded."""
     if (trace_id := tracing.trace_id) is not None:
         event["trace_id"] = trace_id

@@ -40,7 +40,7 @@ class SelfService:
     def renewed(self, end_user_id: int, browser: Browser | None) -> Browser:
         """Return the browser under a new secret, as which it goes on with what is this person's and nobody else's.
 
-        What others left in it opens no more, and neither does anything for who knows the secret of before.
+        What others left in it opens no more. Sign-ins under way at the OpenID provider go on, whoever began them.
         """
         fresh = Browser(Secret(random_token(256)))
         if browser is None:
@@ -50,7 +50,7 @@ class SelfService:
             for rows, which in (
                 (_links, _links.c.end_user_id == end_user_id),
                 (_flows, _flows.c.link_id.in_(mine)),
-                # Whoever is on the way to the OpenID provider in another tab proves there who they are.
+                # Another tab's: whoever is on the way there proves who they are. Nothing tells whose it is before.
                 (_sign_ins, sa.true()),
             ):
                 renew = sa.update(rows).where(which, rows.c.browser_hash == browser.hash)

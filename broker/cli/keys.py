@@ -44,7 +44,7 @@ def check() -> None:
 @with_appcontext
 def rotate(*, as_json: bool) -> None:
     """Seal everything again with the first key, while all goes on; run it again if it was cut off."""
-    resealed = services().resealing.rotate(actor=COMMAND_LINE, progress=_tell)
+    resealed = services().resealing.rotate(actor=COMMAND_LINE, progress=_between_batches)
     if as_json:
         say_json(
             {
@@ -66,7 +66,7 @@ def rotate(*, as_json: bool) -> None:
         raise SystemExit(1)
 
 
-def _tell(column: str, count: int) -> None:
+def _between_batches(column: str, count: int) -> None:
     click.echo(f"{column}: {count} sealed again", err=True)
     time.sleep(BREATH_SECONDS)
 
