@@ -6,22 +6,28 @@ import os
 import signal
 import sys
 import threading
-from queue import SimpleQueue
+
+STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
 class StopSignal:
     """SIGINT or SIGTERM: noted from now on, instead of ending this process. For the main thread."""
 
     def __init__(self) -> None:
-        # A handler runs in the middle of whatever the main thread does, often in `wait` itself as the second signal of
-        # two. `threading.Event` takes a lock there that the interrupted code may hold, and hangs; this queue does not.
-        self._came: SimpleQueue[None] = SimpleQueue()
-        for number in (signal.SIGINT, signal.SIGTERM):
-            signal.signal(number, lambda *_: self._came.put(None))
+        # Python runs handlers in the main thread alone, and the system may give the signal to any other: to one that is
+        # busy while the main thread still wakes from a SIGSTOP. Nothing wakes a main thread then that waits for a lock,
+        # so it waits for the byte that Python writes in whichever thread the signal meets. (A handler that takes locks,
+        # as `threading.Event` does, hangs when it interrupts the code that holds them.)
+        self._numbers, tell = os.pipe()
+        os.set_blocking(tell, False)
+        signal.set_wakeup_fd(tell, warn_on_full_buffer=False)
+        for number in STOP_SIGNALS:
+            signal.signal(number, lambda *_: None)
 
     def wait(self) -> None:
         """Return once one has come."""
-        self._came.get()
+        while os.read(self._numbers, 1)[0] not in STOP_SIGNALS:
+            pass
 
 
 def stop_at_end_of_input() -> None:
