@@ -11,6 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from enum import StrEnum
+from functools import cached_property
 from types import MappingProxyType
 from typing import Any, cast
 
@@ -26,7 +27,7 @@ from broker.text import storable
 
 MOST_COUNTED = 10_000
 """How many rows are counted: the rest is "more than"."""
-MOST_TRIED = 3_000
+MOST_TRIED = 1_000
 """How many rows are read to count those that pass a filter without an index of its own: the others stay open."""
 LEAST_TYPED = 3
 """From so many characters on, the beginning of a name or an e-mail is enough; fewer must be all of it."""
@@ -89,6 +90,9 @@ class Count:
 
     number: int
     is_all: bool
+
+
+NO_ROWS = Count(0, is_all=True)
 
 
 @dataclass(frozen=True)
@@ -155,11 +159,12 @@ class Search:
         if self._is_hopeless:
             return []
         falls = (self._order is not Order.OLDEST) != back
-        if beyond is not None and self._within and self._is_embedded:
+        within = self._within
+        if beyond is not None and within and self._is_embedded:
             # Of two bounds on one side the embedded database would start at either.
             lower, upper = _row.connected_at, _hidden(_row.connected_at)
-            self._within = self._between(lower, upper) if falls else self._between(upper, lower)
-        query, key = self._query()
+            within = self._between(lower, upper) if falls else self._between(upper, lower)
+        query, key = self._query(within)
         if beyond is not None:
             query = query.where(self._after(key, beyond, back=back))
         columns = [key] if self._time is None else [self._time, key]
@@ -172,9 +177,10 @@ class Search:
     def count(self) -> Count:
         """Return how many rows the list has, counting MOST_COUNTED and reading MOST_TRIED of them at most."""
         if self._is_hopeless:
-            return Count(0, is_all=True)
-        leader, few = self._leader()
-        if self._search_clause is not None:
+            return NO_ROWS
+        # Counting takes no notice of how the list is sorted.
+        leader, few = self._leader(by_key=not self._within)
+        if self._searched[1] is not None:
             # Looking told already that there are more than MOST_NAMED; how many more of them pass the rest stays open.
             return Count(0 if self._facets or self._within else MOST_NAMED, is_all=False)
         looked_at, left = self._candidates(leader, few)
@@ -193,28 +199,26 @@ class Search:
 
     # --- how it is found -------------------------------------------------------------------------------
 
-    _search_clause: Callable[[_Columns], _Clause] | None = None
-
-    def _query(self) -> tuple[sa.Select[Any], Any]:
+    def _query(self, within: Sequence[_Clause]) -> tuple[sa.Select[Any], Any]:
         """Return what selects the keys of the list, unsorted, and the column they come from."""
-        leader, few = self._leader()
+        leader, few = self._leader(by_key=self._time is None)
+        _, clause = self._searched
         key: Any = _row.id
         if leader is not None and leader.member is not None:
             query, key = self._by_member(leader)
         else:
-            query = sa.select(_row.id).where(*self._within)
+            query = sa.select(_row.id).where(*within)
         if few is not None:
             query = query.where(_row.id.in_(few))
         rest = [facet.holds(cast(_Columns, _row), self._is_embedded and facet is not leader) for facet in self._facets
                 if facet is not leader or facet.member is None]  # fmt: skip
-        if leader is not None and leader.member is not None and not rest and self._search_clause is None:
+        if leader is not None and leader.member is not None and not rest and clause is None:
             return query, key
         if leader is not None and leader.member is not None:
             query = query.join(ConnectedAccount, _row.id == key)
         query = query.where(*rest)
-        if self._search_clause is not None:
-            query = query.join(EndUser, _person.id == _row.end_user_id)
-            query = query.where(self._search_clause(cast(_Columns, _row)))
+        if clause is not None:
+            query = query.join(EndUser, _person.id == _row.end_user_id).where(clause(cast(_Columns, _row)))
         return query, key
 
     def _by_member(self, facet: _Facet) -> tuple[sa.Select[Any], Any]:
@@ -236,23 +240,47 @@ class Search:
             query = query.where(leader.holds(cast(_Columns, _row), False))
         return query, left
 
-    def _leader(self) -> tuple[_Facet | None, set[int] | None]:
-        """Return the filter whose index leads the way, or the keys of the few rows that can pass; neither for none."""
-        leaders = [facet for facet in self._facets if facet.leads and self._time is None]
-        few: set[int] | None = None
-        if self._search is not None:
-            ways, clause = _named(self._search, self._connection.dialect.name)
-            few = self._gather(ways)
-            self._search_clause = clause if few is None else None
+    def _leader(self, *, by_key: bool) -> tuple[_Facet | None, set[int] | None]:
+        """Return the filter whose index leads the way, or the keys of the few rows that can pass; neither for none.
+
+        `by_key` says that nothing but the key sorts what is wanted: only then does an index of a filter's own help.
+        """
+        leaders = [facet for facet in self._facets if facet.leads and by_key]
         # One filter alone whose index is in the order of the list needs no look first.
-        if few is None and (len(self._facets) != len(leaders) or len(leaders) > 1 or self._search is not None):
-            for facet in self._facets:
-                found = self._gather(facet.ways)
-                if found is not None:
-                    few = found if few is None else few & found
+        alone = len(self._facets) == len(leaders) <= 1 and self._search is None
+        few = None if alone else self._few
         if few is not None:
             return None, few
         return (leaders[0] if leaders else None), None
+
+    @cached_property
+    def _few(self) -> set[int] | None:
+        """The keys of the rows that can pass; None for more than MOST_NAMED."""
+        few, _ = self._searched
+        if few is None:
+            for facet in self._narrow():
+                found = self._gather(facet.ways)
+                if found is not None:
+                    few = found if few is None else few & found
+        return few
+
+    def _narrow(self) -> list[_Facet]:
+        """Return the filters that may be passed by few rows, without reading the keys of those that many pass."""
+        if not self._facets:
+            return []
+        # An offset costs the database a walk along an index, and nobody a thousand keys.
+        beyond = [sa.or_(*(sa.exists(way.offset(MOST_NAMED).limit(1)) for way in each.ways)) for each in self._facets]
+        told = self._connection.execute(sa.select(*beyond)).one()
+        return [facet for facet, many in zip(self._facets, told, strict=True) if not many]
+
+    @cached_property
+    def _searched(self) -> tuple[set[int] | None, Callable[[_Columns], _Clause] | None]:
+        """The keys of the rows that are searched for, or what holds for them where they are too many to name."""
+        if self._search is None:
+            return None, None
+        ways, clause = _named(self._search, self._connection.dialect.name)
+        few = self._gather(ways)
+        return few, clause if few is None else None
 
     def _gather(self, ways: Sequence[sa.Select[tuple[int]]]) -> set[int] | None:
         """Return the keys that some ways find, None for more than MOST_NAMED."""

@@ -16,7 +16,7 @@ from broker.apps import AppCatalogue
 from broker.audit import Actor
 from broker.clock import Clock
 from broker.connected import account_of
-from broker.connection_search import ConnectionFilters, Count, Order, Place, Search, cursor_of, told_of
+from broker.connection_search import NO_ROWS, ConnectionFilters, Count, Order, Place, Search, cursor_of, told_of
 from broker.contract import MOST_ON_A_PAGE
 from broker.db import Database
 from broker.errors import AppUnknown, BrokerError, Refused, by_code
@@ -282,6 +282,8 @@ class ConnectionPage:
     items: tuple[ConnectionView, ...]
     next_cursor: str | None
     previous_cursor: str | None = None
+    # Only where it was asked for.
+    count: Count = NO_ROWS
 
 
 class Connections:
@@ -301,10 +303,12 @@ class Connections:
         cursor: str | None = None,
         before: str | None = None,
         order: Order = Order.NEWEST,
+        counted: bool = False,
     ) -> ConnectionPage:
         """Return the connections that match: those after `cursor`, or the last ones before `before`.
 
-        Raises CursorUnknown.
+        With `counted` it says how many there are in all, as far as looking at some thousands of them tells. Raises
+        CursorUnknown.
         """
         limit = max(1, min(limit, MOST_ON_A_PAGE))
         came_from = before if cursor is None else cursor
@@ -314,6 +318,7 @@ class Connections:
             found = search.places(limit + 1, beyond=search.place_of(came_from), back=back)
             more, found = len(found) > limit, found[:limit]
             views = self._views(connection, found[::-1] if back else found)
+            count = search.count() if counted and found else NO_ROWS
         if not views:
             return ConnectionPage((), None)
         goes_on, goes_back = (True, more) if back else (more, came_from is not None)
@@ -322,12 +327,8 @@ class Connections:
             tuple(view for view, _ in views),
             cursor_of(last.ref, until) if goes_on else None,
             cursor_of(first.ref, at) if goes_back else None,
+            count,
         )
-
-    def count(self, filters: ConnectionFilters) -> Count:
-        """Return how many connections match, as far as it is told by looking at some thousands of them."""
-        with self._database.read() as connection:
-            return Search(connection, filters, self._clock.now(), Order.NEWEST).count()
 
     def export(
         self, filters: ConnectionFilters, *, order: Order = Order.NEWEST, actor: Actor

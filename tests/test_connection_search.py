@@ -136,7 +136,7 @@ def walk(house: House, filters: ConnectionFilters, order: Order) -> None:
         middle = f"{ref_of(deep)}{dot}{moment and int(moment) // 2}"
         house.connections.page(filters, limit=50, order=order, cursor=middle)
         house.connections.page(filters, limit=50, order=order, before=f"{ref_of(deep)}{dot}{moment}")
-    house.connections.count(filters)
+    house.connections.page(filters, limit=1, order=order, counted=True)
 
 
 @pytest.mark.parametrize(
@@ -158,13 +158,13 @@ def test_no_list_looks_at_all_rows(house: House, named: str, order: Order) -> No
 def test_what_is_found_is_what_there_is(house: House) -> None:
     for status in Status:
         numbers = [number for number in range(1, MANY + 1) if standing_of(number) == status]
-        page = house.connections.page(ConnectionFilters(status=status), limit=50)
+        page = house.connections.page(ConnectionFilters(status=status), limit=50, counted=True)
         assert [item.ref for item in page.items] == [ref_of(number) for number in numbers[::-1][:50]]
-        count = house.connections.count(ConnectionFilters(status=status))
-        assert count.is_all == (len(numbers) <= COUNTED)
-        assert count.number == len(numbers) if count.is_all else 0 < count.number <= COUNTED
-    assert house.connections.count(ConnectionFilters(status=Status.INTERRUPTED)).number == RARE
-    assert house.connections.count(ConnectionFilters()).is_all is False
+        assert page.count.is_all == (len(numbers) <= COUNTED)
+        assert page.count.number == len(numbers) if page.count.is_all else 0 < page.count.number <= COUNTED
+    rare = house.connections.page(ConnectionFilters(status=Status.INTERRUPTED), limit=1, counted=True)
+    assert rare.count.number == RARE
+    assert house.connections.page(ConnectionFilters(), limit=1, counted=True).count.is_all is False
 
 
 @pytest.mark.parametrize("order", Order)
@@ -188,9 +188,8 @@ def test_a_status_that_many_have_outlived_is_found_too(house: House) -> None:
     house.clock.advance(TWO_DAYS)
     try:
         with asked(house.database) as seen:
-            assert house.connections.count(ConnectionFilters(status=Status.OK)).number == 0
             assert house.connections.page(ConnectionFilters(status=Status.OK), limit=50).items == ()
-            unknown = house.connections.page(ConnectionFilters(status=Status.UNKNOWN), limit=50)
+            unknown = house.connections.page(ConnectionFilters(status=Status.UNKNOWN), limit=50, counted=True)
     finally:
         house.clock.advance(-TWO_DAYS)
     assert len(unknown.items) == 50
@@ -203,3 +202,15 @@ def test_a_filter_alone_is_not_looked_at_twice(house: House) -> None:
     with asked(house.database) as seen:
         house.connections.page(ConnectionFilters(mode="test"), limit=50)
     assert len([statement for statement, _ in seen if statement.startswith("SELECT")]) == 2
+
+
+def test_filters_that_many_pass_are_looked_at_once_for_the_list_and_its_count(
+    house: House, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("broker.connection_search.MOST_NAMED", 5)
+    filters = ConnectionFilters(provider="stripe", mode="live", status=Status.OK)
+    with asked(house.database) as seen:
+        page = house.connections.page(filters, limit=5, counted=True)
+    assert (len(page.items), page.count.is_all) == (5, False)
+    # Whether few pass any of them; the keys of the page; its rows; how many there are.
+    assert len([statement for statement, _ in seen if statement.startswith("SELECT")]) == 4

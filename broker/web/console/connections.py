@@ -12,7 +12,7 @@ from flask.typing import ResponseReturnValue
 from werkzeug.wrappers import Response
 
 from broker.audit import Actor
-from broker.connection_search import Count, Order
+from broker.connection_search import Order
 from broker.connections import MOST_EXPORTED, ConnectionPage, ConnectionView
 from broker.contract import iso
 from broker.status import Status
@@ -32,12 +32,11 @@ COLUMNS = (
 def list_connections() -> Response:
     """List connections; everything that narrows and sorts the list is in its address."""
     narrowing = Narrowing(request.args)
-    page, count = ConnectionPage((), None), Count(0, is_all=True)
+    page = ConnectionPage((), None)
     if not narrowing.problems:
         connections, order = services().connections, narrowing.order or Order.NEWEST
         place = {"cursor": narrowing.after, "before": narrowing.before}
-        page = connections.page(narrowing.filters, limit=ON_A_PAGE, order=order, **place)
-        count = connections.count(narrowing.filters) if page.items else count
+        page = connections.page(narrowing.filters, limit=ON_A_PAGE, order=order, counted=True, **place)
     # Somebody who goes back may meet rows that have come meanwhile: the first page starts at the first.
     start = narrowing.start if page.previous_cursor else 0
     apps = list(services().apps)
@@ -51,7 +50,7 @@ def list_connections() -> Response:
         start=start,
         following=start + len(page.items),
         preceding=max(0, start - ON_A_PAGE),
-        count=count,
+        count=page.count,
         most_exported=MOST_EXPORTED,
         providers=list({app.provider.name: app.title for app in apps}.items()),
         apps=[(app.key, app.key) for app in apps],
