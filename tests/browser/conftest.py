@@ -82,6 +82,6 @@ class Host:
     def api(self, method: str, what: str, **options: Any) -> requests.Response:
         """Call the host API."""
         return requests.request(
-            method, f"{self._world.url}/api/v1/{what}", headers={"Authorization": f"Bearer {self._key}"}, timeout=20,
+            method, f"{self._world.url}/api/v1/{what}", headers={"Authorization": f"Bearer {self._key}"}, timeout=60,
             **options,
         )  # fmt: skip

@@ -30,13 +30,13 @@ class RunningDemo:
 
     def state(self) -> dict[str, list[dict[str, Any]]]:
         """Return what the sandbox knows."""
-        return dict(requests.get(f"{self.sandbox_url}/control/state", timeout=10).json())
+        return dict(requests.get(f"{self.sandbox_url}/control/state", timeout=60).json())
 
     def sequin_apps(self) -> dict[str, str]:
         """Return the ids of Sequin's OAuth apps by client id."""
         token = self.settings()["SEQUIN_API_TOKEN"]
         answer = requests.get(
-            f"{self.sandbox_url}/sequin/v1/oauth-apps", headers={"Authorization": f"Bearer {token}"}, timeout=10
+            f"{self.sandbox_url}/sequin/v1/oauth-apps", headers={"Authorization": f"Bearer {token}"}, timeout=60
         )
         return {str(app["client_id"]): str(app["id"]) for app in answer.json()["data"]}
 
@@ -73,7 +73,7 @@ def running_demo(folder: Path) -> Iterator[RunningDemo]:
         yield demo
     finally:
         process.terminate()
-        process.wait(timeout=30)
+        process.wait(timeout=60)
 
 
 def connect_both(demo: RunningDemo, page: Page) -> tuple[int, int]:

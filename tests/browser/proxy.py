@@ -130,7 +130,7 @@ class _ProxyHandler(_Handler):
         if detour is not None:
             self.lead(detour)
             return
-        upstream = HTTPConnection("127.0.0.1", self.server.target_port, timeout=30)
+        upstream = HTTPConnection("127.0.0.1", self.server.target_port, timeout=60)
         try:
             body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
             kept = {name: value for name, value in self.headers.items() if name.lower() not in HOP_BY_HOP}

@@ -51,7 +51,7 @@ class Scene:
         """Change something in Sequin behind the broker's back."""
         token = {"Authorization": f"Bearer {self.world.environment['SEQUIN_API_TOKEN']}"}
         address = f"{self.world.sandbox_url}/sequin/v1/{what}"
-        requests.request(method, address, headers=token, json=body or None, timeout=10).raise_for_status()
+        requests.request(method, address, headers=token, json=body or None, timeout=60).raise_for_status()
 
     def go(self, address: str) -> Response:
         """Open an address or a path of the broker."""

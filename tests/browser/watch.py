@@ -16,7 +16,7 @@ from playwright.sync_api import (
     expect,
 )
 
-PATIENCE_MS = 20_000
+PATIENCE_MS = 60_000
 """How long a page may take to show what a worker does; other processes share the machine."""
 
 expect.set_options(timeout=PATIENCE_MS)

@@ -411,8 +411,8 @@ def gather(*, sandbox: str, database: str, clients: Path, keys: str) -> Evidence
     """Ask all four witnesses; `keys` is the key ring as in BROKER_ENCRYPTION_KEYS."""
     with requests.Session() as session:
         session.trust_env = False
-        log = session.get(f"{sandbox}/control/log", timeout=30).json()["data"]
-        state = session.get(f"{sandbox}/control/state", timeout=30).json()
+        log = session.get(f"{sandbox}/control/log", timeout=60).json()["data"]
+        state = session.get(f"{sandbox}/control/state", timeout=60).json()
     engine = sa.create_engine(database, poolclass=sa.NullPool)
     try:
         with engine.connect() as connection:

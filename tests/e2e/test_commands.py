@@ -142,18 +142,18 @@ def test_an_api_key_works_from_creation_to_revocation(world: World, end_user: st
     headers = {"Authorization": f"Bearer {made['key']}"}
     address, body = f"{world.url}/api/v1/connect-links", {"end_user": {"id": end_user}}
 
-    created = requests.post(address, json=body, headers=headers, timeout=10)
+    created = requests.post(address, json=body, headers=headers, timeout=60)
     assert created.status_code == 201
     assert set(created.json()) == {"id", "url", "expires_at"}
     assert Person(world).get(created.json()["url"]).status_code == 200
-    assert requests.get(f"{world.url}/api/v1/connections", headers=headers, timeout=10).status_code == 403
+    assert requests.get(f"{world.url}/api/v1/connections", headers=headers, timeout=60).status_code == 403
     listed = world.run("apikey", "list")
     assert made["id"] in listed
     assert made["key"] not in listed
 
     world.run("apikey", "revoke", made["id"])
 
-    refused = requests.post(address, json=body, headers=headers, timeout=10)
+    refused = requests.post(address, json=body, headers=headers, timeout=60)
     assert refused.status_code == 401
     assert refused.headers["Content-Type"].startswith("application/problem+json")
 

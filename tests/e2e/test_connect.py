@@ -73,8 +73,8 @@ def test_another_browser_cannot_use_the_callback_and_the_right_one_still_can(
 def test_looking_ahead_spends_nothing(world: World, person: Person, end_user: str) -> None:
     callback = person.come_back(world.link(end_user), "stripe")
 
-    assert person.browser.head(callback, timeout=10).status_code < 300
-    assert person.browser.get(callback, headers={"Sec-Purpose": "prefetch"}, timeout=10).status_code == 425
+    assert person.browser.head(callback, timeout=60).status_code < 300
+    assert person.browser.get(callback, headers={"Sec-Purpose": "prefetch"}, timeout=60).status_code == 425
 
     assert not world.requests_to("POST", "/stripe/oauth/token")
     assert "Stripe is connected" in person.follow(person.get(callback)).text

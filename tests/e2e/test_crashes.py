@@ -281,5 +281,5 @@ def test_a_worker_that_is_told_to_stop_hands_back_what_it_did_not_begin(world: W
     assert states.count(JobState.WAITING) == 3
     world.start_worker()
     for name in names:
-        world.imported(name, within=15)
+        world.imported(name, within=25)
     assert [one["import_count"] for one in world.credentials()] == [1, 1, 1, 1]

@@ -87,7 +87,7 @@ def _altered(world: World, change: str, back: str) -> Iterator[None]:
         finally:
             alter(back)
             # What was used a moment ago is not tried first: one request may still meet a connection that has ended.
-            eventually(lambda: requests.get(f"{world.url}/readyz", timeout=10).status_code == 200)
+            eventually(lambda: requests.get(f"{world.url}/readyz", timeout=60).status_code == 200)
 
 
 TROUBLES: dict[str, list[Trouble]] = {"sqlite": [full], "postgresql": [gone, read_only]}

@@ -24,14 +24,14 @@ def verified(world: World, end_user: str) -> dict[str, Any]:
     return eventually(look)
 
 
-def ended(world: World, end_user: str, *, within: float = 45.0) -> dict[str, Any]:
+def ended(world: World, end_user: str) -> dict[str, Any]:
     """Wait until nothing is left to do about the person's only connection and return it."""
 
     def look() -> dict[str, Any] | None:
         (found,) = world.connections(end_user)
         return found if (found["status"], found["note"]) == ("disconnected", ALL_DONE) else None
 
-    return eventually(look, within=within)
+    return eventually(look)
 
 
 def disconnect(person: Person, ref: str) -> requests.Response:
@@ -183,7 +183,7 @@ def test_another_person_sees_nothing_to_disconnect(world: World, person: Person,
     answer = stranger.browser.post(
         f"{world.url}/connections/{ref}/disconnect",
         data={"csrf_token": page.text.partition('name="csrf_token" value="')[2].partition('"')[0]},
-        allow_redirects=False, timeout=30,
+        allow_redirects=False, timeout=60,
     )  # fmt: skip
 
     assert stranger.get(f"/connections/{ref}/disconnect").status_code == 404

@@ -48,7 +48,7 @@ def sequin(world: World, method: str, path: str, **body: object) -> requests.Res
         f"{world.sandbox_url}/sequin/v1/{path}",
         headers={"Authorization": f"Bearer {world.environment['SEQUIN_API_TOKEN']}"},
         json=body or None,
-        timeout=10,
+        timeout=60,
     )
     assert answer.status_code == 200, answer.text
     return answer

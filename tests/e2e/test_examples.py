@@ -73,7 +73,7 @@ def running(world: World, port: int, folder: Path, *command: str) -> Iterator[st
     def answers() -> bool:
         assert process.poll() is None, log.read_text()
         try:
-            return requests.get(url, timeout=5).status_code == 200
+            return requests.get(url, timeout=60).status_code == 200
         except requests.ConnectionError:
             return False
 
@@ -96,7 +96,7 @@ def told(url: str, *, secret: str = SECRET) -> int:
         "webhook-timestamp": str(int(now.timestamp())),
         "webhook-signature": signature,
     }
-    return requests.post(f"{url}webhooks", data=body, headers=headers, timeout=10).status_code
+    return requests.post(f"{url}webhooks", data=body, headers=headers, timeout=60).status_code
 
 
 def walked(world: World, url: str) -> None:

@@ -13,7 +13,7 @@ import sqlalchemy as sa
 
 from tests.e2e.world import Form, Person, World, eventually
 
-SOON = 20
+SOON = 25
 IMPORT = ("POST", "/sequin/v1/credentials")
 STRIPE_TOKEN = ("POST", "/stripe/oauth/token")
 GITHUB_TOKEN = ("POST", "/github/login/oauth/access_token")

@@ -182,7 +182,7 @@ def take_back(world: World, login: str) -> None:
     client = (world.environment["GITHUB_OAUTH_CLIENT_ID"], world.environment["GITHUB_OAUTH_CLIENT_SECRET"])
     url = f"{world.sandbox_url}/github/api/applications/{client[0]}/grant"
     body = {"access_token": tokens(world, login)[0]["access_token"]}
-    assert requests.delete(url, auth=client, json=body, timeout=10).status_code == 204
+    assert requests.delete(url, auth=client, json=body, timeout=60).status_code == 204
 
 
 def test_connecting_again_ends_the_token_before_and_nothing_else(

@@ -350,7 +350,7 @@ def test_the_program_tells_a_sound_world_from_one_that_lost_a_credential(
     requests.delete(
         f"{sound_world.sandbox_url}/sequin/v1/credentials/{credential}",
         headers={"Authorization": f"Bearer {sound_world.environment['SEQUIN_API_TOKEN']}"},
-        timeout=10,
+        timeout=60,
     )
 
     after = _run(sound_world, diary)

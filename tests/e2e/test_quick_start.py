@@ -75,7 +75,7 @@ class Newcomer:
     def ends(self) -> None:
         os.killpg(self.terminal.pid, signal.SIGTERM)
         with self.terminal:
-            self.terminal.wait(timeout=30)
+            self.terminal.wait(timeout=60)
 
 
 @pytest.fixture
@@ -88,7 +88,7 @@ def newcomer(tmp_path: Path) -> Iterator[Newcomer]:
 
 def answers(url: str) -> bool:
     try:
-        return requests.get(url, timeout=30).ok
+        return requests.get(url, timeout=60).ok
     except requests.ConnectionError:
         return False
 
@@ -111,6 +111,6 @@ def test_from_nothing_to_an_account_and_a_webhook(newcomer: Newcomer) -> None:
     assert f'href="{products}/?status=' in done.text
 
     eventually(lambda: newcomer.reads("connection.connected") and newcomer.reads("connection.imported"))
-    assert "<li>" in requests.get(f"{products}/", timeout=30).text
+    assert "<li>" in requests.get(f"{products}/", timeout=60).text
     newcomer.types(ask_for_a_test)
     eventually(lambda: newcomer.reads("\nwebhook.test\n"))

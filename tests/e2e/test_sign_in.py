@@ -65,7 +65,7 @@ def test_the_provider_takes_no_code_without_our_verifier(world: OpenIdWorld) -> 
         "redirect_uri": f"{world.url}/sign-in/callback",
     }
     address, client = f"{world.provider_url}/o/token/", (CLIENT_ID, CLIENT_SECRET)
-    assert requests.post(address, auth=client, data=form, timeout=30).status_code == 400
+    assert requests.post(address, auth=client, data=form, timeout=60).status_code == 400
 
 
 def test_operators_have_the_role_that_a_claim_gives_them(world: OpenIdWorld) -> None:

@@ -332,7 +332,7 @@ class World:
             for name in list(self.processes):
                 self.kill(name)
             for writer in self.writers:
-                writer.wait(timeout=30)
+                writer.wait(timeout=60)
 
     def answers(self) -> None:
         """Wait until the web server answers."""
@@ -342,8 +342,8 @@ class World:
         def look() -> bool:
             assert self.processes[name].poll() is None, (self.folder / f"{name}.log").read_text()[-LOG_SHOWN:]
             try:
-                return requests.get(url, timeout=5).status_code == 200
-            except requests.ConnectionError:
+                return requests.get(url, timeout=60).status_code == 200
+            except (requests.ConnectionError, requests.Timeout):
                 return False
 
         eventually(look, within=START_SECONDS)
@@ -364,7 +364,7 @@ class World:
     def api(self, method: str, path: str, **options: Any) -> requests.Response:
         """Call the host API, as the host's backend does."""
         headers = {"Authorization": f"Bearer {self.api_key}"}
-        return requests.request(method, f"{self.url}/api/v1/{path}", headers=headers, timeout=30, **options)
+        return requests.request(method, f"{self.url}/api/v1/{path}", headers=headers, timeout=60, **options)
 
     def link(self, end_user: str, *, email: str | None = None, **body: object) -> str:
         """Make a connect link and return its address."""
@@ -431,7 +431,7 @@ class World:
 
     def end_outage(self) -> None:
         """End every fault."""
-        assert requests.delete(f"{self.sandbox_url}/control/faults", timeout=10).status_code == 200
+        assert requests.delete(f"{self.sandbox_url}/control/faults", timeout=60).status_code == 200
 
     def close_circuits(self) -> bool:
         """Let calls through again whatever failed before: what one test broke must not stop the next.
@@ -444,7 +444,7 @@ class World:
     def control(self, what: str, **body: object) -> Any:
         """Ask the sandbox for something, or tell it something."""
         url = f"{self.sandbox_url}/control/{what}"
-        answer = requests.post(url, json=body, timeout=10) if body or what == "reset" else requests.get(url, timeout=10)
+        answer = requests.post(url, json=body, timeout=60) if body or what == "reset" else requests.get(url, timeout=60)
         assert answer.status_code < 300, answer.text
         return answer.json()
 
@@ -463,7 +463,7 @@ class World:
         answer = requests.get(
             f"{self.sandbox_url}/sequin/v1/oauth-apps",
             headers={"Authorization": f"Bearer {self.environment['SEQUIN_API_TOKEN']}"},
-            timeout=10,
+            timeout=60,
         )
         return next(str(app["id"]) for app in answer.json()["data"] if app["client_id"] == client_id)
 
@@ -481,4 +481,4 @@ def command(
 def _reap(process: subprocess.Popen[bytes]) -> int:
     assert process.stdin is not None
     process.stdin.close()
-    return process.wait(timeout=30)
+    return process.wait(timeout=60)
