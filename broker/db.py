@@ -35,6 +35,9 @@ if TYPE_CHECKING:
 
 SQLITE_BUSY_MS = 8_000
 """How long a writer waits for another process's write lock; well inside the 20 s a callback may take."""
+LOOK_SECONDS = 0.0005
+"""How soon such a writer looks again."""
+_BUSY_TIMEOUT = f"PRAGMA busy_timeout = {SQLITE_BUSY_MS}"
 
 ALONE_KEYS = 0x62726F << 40
 """Sets the keys of `Database.alone` apart from other uses of PostgreSQL's advisory locks."""
@@ -161,7 +164,7 @@ def _sqlite_connect(dbapi_connection: sqlite3.Connection, _record: object) -> No
     dbapi_connection.isolation_level = None
     cursor = dbapi_connection.cursor()
     # Busy timeout first: switching to WAL takes a lock, and several processes start at once.
-    cursor.execute(f"PRAGMA busy_timeout = {SQLITE_BUSY_MS}")
+    cursor.execute(_BUSY_TIMEOUT)
     cursor.execute("PRAGMA journal_mode = WAL")
     # FULL: an acknowledged connection survives power loss, not only a crash of this program.
     cursor.execute("PRAGMA synchronous = FULL")
@@ -173,8 +176,29 @@ def _sqlite_connect(dbapi_connection: sqlite3.Connection, _record: object) -> No
 def _sqlite_begin(opened: PoolProxiedConnection) -> None:
     # A deferred transaction that turns into a write fails at once under contention; the busy timeout
     # does not help it. Units that write therefore take the lock first.
-    begin = "BEGIN" if _READING in opened.info else "BEGIN IMMEDIATE"
-    opened.driver_connection.execute(begin)  # type: ignore[union-attr]
+    driver = cast(sqlite3.Connection, opened.driver_connection)
+    if _READING in opened.info:
+        driver.execute("BEGIN")
+        return
+    # SQLite itself looks again after up to a tenth of a second, while the lock changes hands every few milliseconds.
+    driver.execute("PRAGMA busy_timeout = 0")
+    try:
+        _take_write_lock(driver)
+    finally:
+        driver.execute(_BUSY_TIMEOUT)
+
+
+def _take_write_lock(driver: sqlite3.Connection) -> None:
+    ends = time.monotonic() + SQLITE_BUSY_MS / 1000
+    while True:
+        try:
+            driver.execute("BEGIN IMMEDIATE")
+        except sqlite3.OperationalError as failure:
+            if failure.sqlite_errorcode & 0xFF != sqlite3.SQLITE_BUSY or time.monotonic() > ends:
+                raise
+        else:
+            return
+        time.sleep(LOOK_SECONDS)
 
 
 def _rest(_dbapi_connection: object, record: ConnectionPoolEntry) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import sqlite3
 import stat
 import subprocess
 import sys
@@ -11,7 +12,7 @@ import threading
 import time
 import traceback
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from datetime import UTC, datetime, timedelta, timezone
 from pathlib import Path
 
@@ -25,6 +26,8 @@ from alembic.migration import MigrationContext
 from broker import models
 from broker.clock import ManualClock
 from broker.db import (
+    LOOK_SECONDS,
+    SQLITE_BUSY_MS,
     Base,
     Database,
     DatabaseUnavailable,
@@ -435,6 +438,42 @@ def test_a_thread_that_waits_too_long_for_its_turn_is_told_so(
     if not database.is_sqlite:
         pytest.skip("PostgreSQL takes many writers at once")
     with database.write(), pytest.raises(DatabaseUnavailable, match="locked"), database.write():
+        pass
+
+
+def test_a_writer_looks_soon_and_often_whether_another_process_is_done(
+    database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if not database.is_sqlite:
+        pytest.skip("PostgreSQL takes many writers at once")
+    another = sqlite3.connect(str(database.engine.url.database), isolation_level=None)
+    another.execute("BEGIN IMMEDIATE")
+    slept: list[float] = []
+
+    def sleep(seconds: float) -> None:
+        slept.append(seconds)
+        if len(slept) == 3:
+            another.execute("ROLLBACK")
+
+    monkeypatch.setattr("broker.db.time.sleep", sleep)
+    with closing(another), database.write() as connection:
+        # What else may find it busy waits as before.
+        assert connection.exec_driver_sql("PRAGMA busy_timeout").scalar_one() == SQLITE_BUSY_MS
+    assert slept == [LOOK_SECONDS] * 3
+
+
+def test_a_writer_that_waits_too_long_for_another_process_is_told_so(
+    database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if not database.is_sqlite:
+        pytest.skip("PostgreSQL takes many writers at once")
+    monkeypatch.setattr("broker.db.SQLITE_BUSY_MS", 10)
+    with closing(sqlite3.connect(str(database.engine.url.database), isolation_level=None)) as another:
+        another.execute("BEGIN IMMEDIATE")
+        with pytest.raises(DatabaseUnavailable), database.write():
+            pass
+        another.execute("ROLLBACK")
+    with database.write():
         pass
 
 
