@@ -101,28 +101,25 @@ class Refreshes:
 
     def run(self, job: LeasedJob) -> Outcome:
         """Refresh the grant of the connection a job speaks of, record the outcome, and return it."""
-        row = connected_row(self._database, job.subject_id)
-        if row is None or not _refreshable(row):
-            return self._settle(job, Done())
-        try:
-            app = self._apps.get(row.app_key)
-        except AppUnknown as failure:
-            return self._settle(job, Hold(failure.code, failure.detail))
-        if not app.refreshes:
-            return self._settle(job, Done())
-        with self._database.alone(row.id) as alone:
+        with self._database.alone(job.subject_id) as alone:
+            # Read when alone: whoever was so before may have refreshed it.
+            row = connected_row(self._database, job.subject_id)
+            if row is None or not _refreshable(row):
+                return self._settle(job, Done())
+            try:
+                app = self._apps.get(row.app_key)
+            except AppUnknown as failure:
+                return self._settle(job, Hold(failure.code, failure.detail))
+            if not app.refreshes:
+                return self._settle(job, Done())
             if not alone and not self._has_waited_long(row):
                 return self._settle(job, Later(BUSY_SECONDS))
-            return self._refresh(job, app)
+            return self._refresh(job, app, row)
 
     def _has_waited_long(self, row: Row[Any]) -> bool:
         return row.refreshing_since is not None and row.refreshing_since < self._clock.now() - PAUSED_AT_MOST
 
-    def _refresh(self, job: LeasedJob, app: OfferedApp) -> Outcome:
-        # Read again: whoever was alone with it before us may have refreshed it.
-        row = connected_row(self._database, job.subject_id)
-        if row is None or not _refreshable(row):
-            return self._settle(job, Done())
+    def _refresh(self, job: LeasedJob, app: OfferedApp, row: Row[Any]) -> Outcome:
         try:
             grant = Grant.from_json(self._vault.open(row.grant_sealed, grant_binding(row.ref, row.token_version)))
         except Unreadable as failure:
