@@ -385,8 +385,11 @@ def _member(key: str, value: str) -> _Facet:
     member = table(MetadataMember).c
     mine = (member.key == key, member.value == value)
     found = sa.select(member.connection_id.label("id")).where(*mine).order_by(member.connection_id)
+    # By another name: the list may be led by another member of the same table.
+    other = table(MetadataMember).alias().c
+    its = (other.key == key, other.value == value)
     return _Facet(
-        lambda row, _: sa.exists(sa.select(sa.literal(1)).where(*mine, member.connection_id == row["id"])),
+        lambda row, _: sa.exists(sa.select(sa.literal(1)).where(*its, other.connection_id == row["id"])),
         (found,),
         leads=True,
         member=(key, value),

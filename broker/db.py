@@ -37,6 +37,7 @@ SQLITE_BUSY_MS = 8_000
 """How long a writer waits for another process's write lock; well inside the 20 s a callback may take."""
 LOOK_SECONDS = 0.0005
 """How soon such a writer looks again."""
+LONGEST_LOOK_SECONDS = 0.1
 _BUSY_TIMEOUT = f"PRAGMA busy_timeout = {SQLITE_BUSY_MS}"
 
 ALONE_KEYS = 0x62726F << 40
@@ -189,16 +190,19 @@ def _sqlite_begin(opened: PoolProxiedConnection) -> None:
 
 
 def _take_write_lock(driver: sqlite3.Connection) -> None:
-    ends = time.monotonic() + SQLITE_BUSY_MS / 1000
+    waited, looked = 0.0, time.monotonic()
     while True:
         try:
             driver.execute("BEGIN IMMEDIATE")
         except sqlite3.OperationalError as failure:
-            if failure.sqlite_errorcode & 0xFF != sqlite3.SQLITE_BUSY or time.monotonic() > ends:
+            if failure.sqlite_errorcode & 0xFF != sqlite3.SQLITE_BUSY or waited > SQLITE_BUSY_MS / 1000:
                 raise
         else:
             return
         time.sleep(LOOK_SECONDS)
+        now = time.monotonic()
+        # A process that was paused meanwhile has not waited for the lock.
+        waited, looked = waited + min(now - looked, LONGEST_LOOK_SECONDS), now
 
 
 def _rest(_dbapi_connection: object, record: ConnectionPoolEntry) -> None:

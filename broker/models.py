@@ -325,6 +325,8 @@ class ConnectedAccount(Base):
     # alone: each database has its own kind.
     __table_args__ = (
         sa.UniqueConstraint("end_user_id", "app_key", "account_id", "mode"),
+        # SQLite keeps no statistics, and would look for an account among all that share its app or its mode otherwise.
+        sa.Index("ix_connections_account_id_app_key_mode", "account_id", "app_key", "mode"),
         sa.Index("ix_connections_updated_at_id", "updated_at", "id"),
         sa.Index("ix_connections_connected_at_id", "connected_at", "id"),
         # What lists are narrowed to, each in the order of the list.
@@ -349,7 +351,7 @@ class ConnectedAccount(Base):
     # Sequin's credential kind, such as stripe_oauth2.
     kind: Mapped[str] = mapped_column(sa.String(40))
     # The provider's own stable id, never a name that can be changed; null while an owner has yet to approve.
-    account_id: Mapped[str | None] = mapped_column(sa.String(255), index=True)
+    account_id: Mapped[str | None] = mapped_column(sa.String(255))
     # The provider's id of the person who asked an owner for approval; null unless approval was asked for.
     requester_id: Mapped[str | None] = mapped_column(sa.String(64))
     # As the provider last gave it; cleaned, at most 200 characters.

@@ -50,7 +50,8 @@ def standing_of(number: int) -> str:
 def metadata_of(number: int) -> dict[str, str]:
     """Return the metadata of one of them."""
     plan = "enterprise" if number % 100 == 0 else "pro" if number % 3 == 0 else "free"
-    return {"plan": plan, "tenant": f"t-{number // 3}"} | ({"pilot": "yes"} if number <= RARE else {})
+    region = "eu" if number % 2 else "us"
+    return {"plan": plan, "region": region, "tenant": f"t-{number // 3}"} | ({"pilot": "yes"} if number <= RARE else {})
 
 
 def crowd(url: str, count: int, now: datetime) -> None:

@@ -48,6 +48,7 @@ FILTERS: dict[str, dict[str, Any]] = {
     "one's metadata": {"metadata": {"tenant": "t-78"}},
     "rare metadata": {"metadata": {"pilot": "yes", "plan": "free"}},
     "two metadata": {"metadata": {"plan": "pro", "pilot": "yes"}},
+    "two metadata that many have": {"metadata": {"plan": "pro", "region": "eu"}},
     "provider and rare status": {"provider": "stripe", "status": Status.INTERRUPTED, "mode": "live"},
     "provider and status": {"provider": "stripe", "status": Status.UNKNOWN},
     "days": {"connected_from": START.replace(year=2025), "connected_before": START.replace(year=2025, month=12)},

@@ -1,0 +1,20 @@
+"""An index that finds an account's connections by all that names it: of several that help, SQLite takes the longest."""
+
+from __future__ import annotations
+
+from alembic import op
+
+revision = "0016"
+down_revision = "0015"
+branch_labels = None
+depends_on = None
+
+
+def upgrade() -> None:
+    op.create_index("ix_connections_account_id_app_key_mode", "connections", ["account_id", "app_key", "mode"])
+    op.drop_index(op.f("ix_connections_account_id"), table_name="connections")
+
+
+def downgrade() -> None:
+    op.create_index(op.f("ix_connections_account_id"), "connections", ["account_id"])
+    op.drop_index("ix_connections_account_id_app_key_mode", table_name="connections")
