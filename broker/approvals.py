@@ -133,11 +133,9 @@ def approved(connection: Connection, app_key: str, facts: Mapping[str, Any], *, 
     requester_id, said = facts.get("requester_id"), facts.get("asked")
     if not isinstance(requester_id, str) or not isinstance(said, dict):
         return 0
-    rows = connection.execute(
-        sa.select(_connections.c.id, _connections.c.account_facts)
-        .where(*_waits(app_key, requester_id))
-        .order_by(_connections.c.id)
-    ).all()
+    query = sa.select(_connections.c.id, _connections.c.account_facts).where(*_waits(app_key, requester_id))
+    # Sorted here: asked for the order, SQLite goes through the whole app in that order.
+    rows = sorted(connection.execute(query).all(), key=lambda row: row.id)
     for row in rows:
         jobs.enqueue(connection, "approval", row.id)
     for row in rows:

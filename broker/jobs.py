@@ -443,7 +443,10 @@ class Jobs:
             _jobs.c.kind.in_(kinds),
             _jobs.c.state == JobState.WAITING,
             _jobs.c.due_at > now + after,
-            sa.true() if subjects is None else _jobs.c.subject_id.in_(subjects),
+            # Of each job one, and not all there are.
+            sa.true()
+            if subjects is None
+            else subjects.where(subjects.selected_columns[0] == _jobs.c.subject_id).exists(),
             _jobs.c.error.is_not(None) if failed or subjects is None else sa.true(),
         )
         # Whoever holds one of them now decides about it; waiting for them in another order could deadlock.

@@ -602,7 +602,9 @@ def _consume(kind: HopKind) -> sa.UpdateBase:
         else sa.and_(_flows.c.state == FlowState.HELD, _flows.c.hold == Hold.INSTALLATION)
     )
     now = sa.bindparam("now", type_=_hops.c.expires_at.type)
-    awaiting = sa.select(_flows.c.id).where(
+    # Of this one flow: an embedded database would gather all that await something, however many there are.
+    awaiting = sa.select(sa.literal(1)).where(
+        _flows.c.id == _hops.c.flow_id,
         state,
         _flows.c.app_key == sa.bindparam("app"),
         _flows.c.browser_hash == sa.bindparam("browser"),
@@ -615,7 +617,7 @@ def _consume(kind: HopKind) -> sa.UpdateBase:
             _hops.c.kind == kind,
             _hops.c.consumed_at.is_(None),
             _hops.c.expires_at > now,
-            _hops.c.flow_id.in_(awaiting),
+            awaiting.exists(),
         )
         .returning(_hops.c.flow_id, _hops.c.verifier_sealed)
     )

@@ -793,7 +793,7 @@ class BrowserSession(Base):
     end_user_id: Mapped[int | None] = mapped_column(sa.ForeignKey("end_users.id"))
     operator_id: Mapped[int | None] = mapped_column(sa.ForeignKey("operators.id"))
     # The link whose connections an end user's session shows; null shows all of that person's.
-    link_id: Mapped[int | None] = mapped_column(sa.ForeignKey("links.id"))
+    link_id: Mapped[int | None] = mapped_column(sa.ForeignKey("links.id"), index=True)
     # Whether the end user signed in at the OpenID provider, instead of coming by a link.
     by_sign_in: Mapped[bool] = mapped_column(default=False, server_default=sa.false())
     created_at: Mapped[datetime] = mapped_column(UtcDateTime)
