@@ -35,8 +35,8 @@ BIG = ("connections", "end_users", "jobs", "connection_metadata", "flows", "hops
 # Everybody is on their way, through the same app.
 FLOWS = (
     "INSERT INTO flows (ref, link_id, end_user_id, app_key, browser_hash, state, confirm, trial, created_at,"
-    " updated_at, expires_at) SELECT c.ref, l.id, c.end_user_id, 'stripe', 'a-browser', 'left', l.manage, l.manage, l.created_at,"
-    " l.created_at, l.expires_at FROM connections AS c CROSS JOIN links AS l"
+    " updated_at, expires_at) SELECT c.ref, l.id, c.end_user_id, 'stripe', 'a-browser', 'left', l.manage, l.manage,"
+    " l.created_at, l.created_at, l.expires_at FROM connections AS c CROSS JOIN links AS l"
 )
 HOPS = (
     "INSERT INTO hops (flow_id, kind, state_hash, created_at, expires_at) "
