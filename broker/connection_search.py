@@ -26,7 +26,7 @@ from broker.status import FRESH_FOR, STANDING, Status, has_status
 from broker.text import storable
 
 MOST_COUNTED = 10_000
-"""How many rows are counted: the rest is "more than"."""
+"""How many rows are counted: of more than these it is told that there are at least so many."""
 MOST_TRIED = 1_000
 """How many rows are read to count those that pass a filter without an index of its own: the others stay open."""
 LEAST_TYPED = 3
@@ -90,9 +90,6 @@ class Count:
 
     number: int
     is_all: bool
-
-
-NO_ROWS = Count(0, is_all=True)
 
 
 @dataclass(frozen=True)
@@ -177,10 +174,11 @@ class Search:
     def count(self) -> Count:
         """Return how many rows the list has, counting MOST_COUNTED and reading MOST_TRIED of them at most."""
         if self._is_hopeless:
-            return NO_ROWS
+            return Count(0, is_all=True)
         # Counting takes no notice of how the list is sorted.
         leader, few = self._leader(by_key=not self._within)
-        if self._searched[1] is not None:
+        _, clause = self._searched
+        if clause is not None:
             # Looking told already that there are more than MOST_NAMED; how many more of them pass the rest stays open.
             return Count(0 if self._facets or self._within else MOST_NAMED, is_all=False)
         looked_at, left = self._candidates(leader, few)

@@ -16,7 +16,7 @@ from broker.apps import AppCatalogue
 from broker.audit import Actor
 from broker.clock import Clock
 from broker.connected import account_of
-from broker.connection_search import NO_ROWS, ConnectionFilters, Count, Order, Place, Search, cursor_of, told_of
+from broker.connection_search import ConnectionFilters, Count, Order, Place, Search, cursor_of, told_of
 from broker.contract import MOST_ON_A_PAGE
 from broker.db import Database
 from broker.errors import AppUnknown, BrokerError, Refused, by_code
@@ -282,8 +282,8 @@ class ConnectionPage:
     items: tuple[ConnectionView, ...]
     next_cursor: str | None
     previous_cursor: str | None = None
-    # Only where it was asked for.
-    count: Count = NO_ROWS
+    # How many there are in all; None where nobody asked, or the page is empty.
+    count: Count | None = None
 
 
 class Connections:
@@ -318,7 +318,7 @@ class Connections:
             found = search.places(limit + 1, beyond=search.place_of(came_from), back=back)
             more, found = len(found) > limit, found[:limit]
             views = self._views(connection, found[::-1] if back else found)
-            count = search.count() if counted and found else NO_ROWS
+            count = search.count() if counted and found else None
         if not views:
             return ConnectionPage((), None)
         goes_on, goes_back = (True, more) if back else (more, came_from is not None)

@@ -38,6 +38,7 @@ SQLITE_BUSY_MS = 8_000
 LOOK_SECONDS = 0.0005
 """How soon such a writer looks again."""
 LONGEST_LOOK_SECONDS = 0.1
+"""What took longer was a pause of the whole process, and no waiting for the lock."""
 _BUSY_TIMEOUT = f"PRAGMA busy_timeout = {SQLITE_BUSY_MS}"
 
 ALONE_KEYS = 0x62726F << 40
@@ -201,7 +202,6 @@ def _take_write_lock(driver: sqlite3.Connection) -> None:
             return
         time.sleep(LOOK_SECONDS)
         now = time.monotonic()
-        # A process that was paused meanwhile has not waited for the lock.
         waited, looked = waited + min(now - looked, LONGEST_LOOK_SECONDS), now
 
 

@@ -43,6 +43,7 @@ from broker.db import (
     upgrade,
 )
 from broker.models import EndUser
+from tests.databases import SqliteDatabases
 from tests.house import START
 
 MOMENT = datetime(2026, 11, 20, 10, 0, 0, 123456, tzinfo=UTC)
@@ -88,6 +89,15 @@ def database(database_url: str) -> Iterator[Database]:
     opened = open_database(database_url)
     yield opened
     opened.engine.dispose()
+
+
+@pytest.fixture
+def embedded(sqlite_databases: SqliteDatabases) -> Iterator[Database]:
+    """The kind that takes one writer at a time."""
+    with sqlite_databases.migrated() as url:
+        opened = open_database(url)
+        yield opened
+        opened.engine.dispose()
 
 
 def add(database: Database, name: str, moment: datetime = MOMENT) -> None:
@@ -433,49 +443,49 @@ def test_threads_write_to_an_embedded_database_one_after_the_other(database: Dat
 
 
 def test_a_thread_that_waits_too_long_for_its_turn_is_told_so(
-    database: Database, monkeypatch: pytest.MonkeyPatch
+    embedded: Database, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("broker.db.SQLITE_BUSY_MS", 10)
-    if not database.is_sqlite:
-        pytest.skip("PostgreSQL takes many writers at once")
-    with database.write(), pytest.raises(DatabaseUnavailable, match="locked"), database.write():
+    with embedded.write(), pytest.raises(DatabaseUnavailable, match="locked"), embedded.write():
         pass
 
 
-def test_a_writer_looks_soon_and_often_whether_another_process_is_done(
-    database: Database, monkeypatch: pytest.MonkeyPatch
+@pytest.fixture
+def another_writer(embedded: Database) -> Iterator[sqlite3.Connection]:
+    """One that is writing to the embedded database."""
+    with closing(sqlite3.connect(str(embedded.engine.url.database), isolation_level=None)) as opened:
+        opened.execute("BEGIN IMMEDIATE")
+        yield opened
+
+
+@pytest.mark.parametrize("pause", [0.0, 60.0])
+def test_a_writer_looks_soon_and_often_whether_another_writer_is_done(
+    embedded: Database, another_writer: sqlite3.Connection, monkeypatch: pytest.MonkeyPatch, pause: float
 ) -> None:
-    if not database.is_sqlite:
-        pytest.skip("PostgreSQL takes many writers at once")
-    another = sqlite3.connect(str(database.engine.url.database), isolation_level=None)
-    another.execute("BEGIN IMMEDIATE")
     slept: list[float] = []
 
     def sleep(seconds: float) -> None:
         slept.append(seconds)
         if len(slept) == 3:
-            another.execute("ROLLBACK")
+            another_writer.execute("ROLLBACK")
 
-    # Of this module alone: other threads may be asleep.
-    monkeypatch.setattr("broker.db.time", SimpleNamespace(sleep=sleep, monotonic=time.monotonic))
-    with closing(another), database.write() as connection:
+    # Of this module alone: other threads may be asleep. A pause of the whole process is no waiting for the lock.
+    clock = SimpleNamespace(sleep=sleep, monotonic=lambda: len(slept) * pause)
+    monkeypatch.setattr("broker.db.time", clock)
+    with embedded.write() as connection:
         # What else may find it busy waits as before.
         assert connection.exec_driver_sql("PRAGMA busy_timeout").scalar_one() == SQLITE_BUSY_MS
     assert slept == [LOOK_SECONDS] * 3
 
 
-def test_a_writer_that_waits_too_long_for_another_process_is_told_so(
-    database: Database, monkeypatch: pytest.MonkeyPatch
+def test_a_writer_that_waits_too_long_for_another_writer_is_told_so(
+    embedded: Database, another_writer: sqlite3.Connection, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    if not database.is_sqlite:
-        pytest.skip("PostgreSQL takes many writers at once")
     monkeypatch.setattr("broker.db.SQLITE_BUSY_MS", 10)
-    with closing(sqlite3.connect(str(database.engine.url.database), isolation_level=None)) as another:
-        another.execute("BEGIN IMMEDIATE")
-        with pytest.raises(DatabaseUnavailable), database.write():
-            pass
-        another.execute("ROLLBACK")
-    with database.write():
+    with pytest.raises(DatabaseUnavailable), embedded.write():
+        pass
+    another_writer.execute("ROLLBACK")
+    with embedded.write():
         pass
 
 

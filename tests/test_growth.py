@@ -95,7 +95,8 @@ def looked_at(bench: Bench) -> Iterator[Mapping[str, Any]]:
                     (plan,) = connection.exec_driver_sql(
                         f"EXPLAIN (FORMAT JSON) {statement}", parameters
                     ).scalar_one()  # fmt: skip
-                    seen[statement] = MOST_STEPS + 1 if _scans(plan["Plan"]) else 0
+                    if _scans(plan["Plan"]):
+                        seen[statement] = MOST_STEPS + 1
 
 
 def _scans(plan: Mapping[str, Any]) -> bool:
@@ -103,9 +104,9 @@ def _scans(plan: Mapping[str, Any]) -> bool:
     return whole or any(_scans(below) for below in plan.get("Plans", []))
 
 
-def connect(bench: Bench, **asked: Any) -> str:
+def connect(bench: Bench) -> str:
     """Go from a link to what was read back in Sequin, and return the connection's reference."""
-    link = bench.link("newcomer", **asked)
+    link = bench.link("newcomer")
     bench.services.links.opened(link, None, count=True)
     bench.come_back(bench.leave(link=link))
     bench.deliver()

@@ -12,7 +12,6 @@ import pytest
 
 PROGRAM = """
 import sys
-from contextlib import ExitStack
 from broker.lifeline import StopSignal
 stop_signal = StopSignal()
 print("ready", flush=True)
