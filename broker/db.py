@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 
 SQLITE_BUSY_MS = 8_000
 """How long a writer waits for another process's write lock; well inside the 20 s a callback may take."""
-LOOK_SECONDS = 0.0005
+LOOK_SECONDS = 0.0002
 """How soon such a writer looks again."""
 LONGEST_LOOK_SECONDS = 0.1
 """What took longer was a pause of the whole process, and no waiting for the lock."""

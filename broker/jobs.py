@@ -37,6 +37,8 @@ LINED_UP = "import"
 """The kind that waits by the thousand while Sequin is away: who leases it too takes what is first in the whole line."""
 WAITED_FOR = ("finish", "import")
 """The kinds of work that a person may be waiting for: only these overtake."""
+JUST_LEASED_SECONDS = 1.0
+"""For so long after taking it a lease is not looked at again before the work begins."""
 COVERED_SECONDS = 20.0
 """A lease with this much left covers any one call (15 s) and recording how it went."""
 NEVER_GIVEN_UP = frozenset(
@@ -92,17 +94,19 @@ _CANCEL = (
         state=JobState.DONE, due_at=sa.null(), fence=_jobs.c.fence + 1, updated_at=sa.bindparam("at")
     )
 )  # fmt: skip
+_LEASED = (
+    _jobs.c.id, _jobs.c.kind, _jobs.c.subject_id, _jobs.c.fence, _jobs.c.generation, _jobs.c.failures,
+    _jobs.c.failing_since,
+)  # fmt: skip
 _TAKE = (
     sa.update(_jobs)
     .where(_jobs.c.id.in_(sa.bindparam("chosen", expanding=True)))
     .values(
         state=JobState.RUNNING, fence=_jobs.c.fence + 1, due_at=sa.bindparam("until"), updated_at=sa.bindparam("at")
     )
-    .returning(
-        _jobs.c.id, _jobs.c.kind, _jobs.c.subject_id, _jobs.c.fence, _jobs.c.generation, _jobs.c.failures,
-        _jobs.c.failing_since,
-    )
-)  # fmt: skip
+    .returning(*_LEASED)
+)
+_INSERTS: Mapping[str, Any] = {"sqlite": sqlite.insert, "postgresql": postgresql.insert}
 
 
 def _enqueue(insert: Any) -> Any:
@@ -129,7 +133,7 @@ def _enqueue(insert: Any) -> Any:
     )
 
 
-_ENQUEUE = {"sqlite": _enqueue(sqlite.insert), "postgresql": _enqueue(postgresql.insert)}
+_ENQUEUE = {name: _enqueue(insert) for name, insert in _INSERTS.items()}
 
 
 _OF_THESE = _jobs.c.kind.in_(sa.bindparam("kinds", expanding=True))
@@ -185,6 +189,8 @@ class LeasedJob:
     failing_since: datetime | None
     # Since when it was due, so that a job handed back keeps its place; None where that does not matter.
     due_at: datetime | None = None
+    # When it was leased, by the monotonic clock of this process.
+    leased_at: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -287,7 +293,7 @@ class Jobs:
         Who runs such a job must look for more to do after settling it, in the same transaction.
         """
         now = self._database.now(connection)
-        insert = sqlite.insert if connection.dialect.name == "sqlite" else postgresql.insert
+        insert = _INSERTS[connection.dialect.name]
         armed = _jobs.c.state.in_([JobState.WAITING, JobState.RUNNING])
         fresh = insert(_jobs).values(
             kind=kind, subject_id=subject_id, state=JobState.WAITING, due_at=now, fence=0, generation=0,
@@ -331,6 +337,7 @@ class Jobs:
         if self._database.is_sqlite and not self._any_due(kinds, early=early):
             # Looking first keeps idle workers from taking the embedded database's write lock.
             return []
+        began = self._clock.monotonic()
         with self._database.write() as connection:
             now = self._database.now(connection)
             # Chosen first: as a subquery the planner may run it again for each row, and RETURNING keeps no order.
@@ -349,7 +356,7 @@ class Jobs:
             chosen = {job.id: job.due_at for job in found}
             until = now + timedelta(seconds=LEASE_SECONDS)
             rows = connection.execute(_TAKE, {"chosen": list(chosen), "until": until, "at": now}).all()
-        leased = {row.id: replace(LeasedJob(*row), due_at=chosen[row.id]) for row in rows}
+        leased = {row.id: replace(LeasedJob(*row), due_at=chosen[row.id], leased_at=began) for row in rows}
         return [leased[key] for key in chosen if key in leased]
 
     def _any_due(self, kinds: Sequence[str], *, early: bool) -> bool:
@@ -366,9 +373,10 @@ class Jobs:
 
     def alone(self, kind: str) -> LeasedJob | None:
         """Lease work that no worker does but whoever asks for it, now; None while somebody else is at it."""
+        began = self._clock.monotonic()
         with self._database.write() as connection:
             now = self._database.now(connection)
-            insert = sqlite.insert if connection.dialect.name == "sqlite" else postgresql.insert
+            insert = _INSERTS[connection.dialect.name]
             idle = insert(_jobs).values(
                 kind=kind, subject_id=0, state=JobState.DONE, fence=0, generation=0, failures=0, created_at=now,
                 updated_at=now,
@@ -387,12 +395,17 @@ class Jobs:
                     due_at=now + timedelta(seconds=LEASE_SECONDS),
                     updated_at=now,
                 )
-                .returning(
-                    _jobs.c.id, _jobs.c.kind, _jobs.c.subject_id, _jobs.c.fence, _jobs.c.generation,
-                    _jobs.c.failures, _jobs.c.failing_since,
-                )
-            ).one_or_none()  # fmt: skip
-        return LeasedJob(*row) if row is not None else None
+                .returning(*_LEASED)
+            ).one_or_none()
+        return replace(LeasedJob(*row), leased_at=began) if row is not None else None
+
+    def holds(self, job: LeasedJob) -> bool:
+        """Make sure of the lease before the work begins. False means that somebody else has the job: do nothing.
+
+        One that was taken a moment ago is not looked at: whoever must be sure looks right before acting, and no
+        outcome counts without the lease.
+        """
+        return self._clock.monotonic() - job.leased_at < JUST_LEASED_SECONDS or self.renew(job)
 
     def renew(self, job: LeasedJob) -> bool:
         """Make sure of the lease right before acting. False means that somebody else has the job: do nothing."""

@@ -67,8 +67,40 @@ FAILING = "refresh_failing"
 
 log = structlog.get_logger(__name__)
 
-
 _connections = table(ConnectedAccount)
+_NOT_DISCONNECTED = _connections.c.disconnected_at.is_(None)
+
+
+def _while(which: sa.ColumnElement[bool]) -> sa.Update:
+    """Return the change of a connection for as long as its token is still the one that was read."""
+    current = (_connections.c.id == sa.bindparam("key"), _connections.c.token_version == sa.bindparam("of_version"))
+    return sa.update(_connections).where(*current, which)
+
+
+def _recovered() -> dict[str, sa.ColumnElement[Any]]:
+    """Return what a renewed token takes back of its trouble, and of nothing else."""
+    was_failing = _connections.c.trouble == FAILING
+    return {
+        # The check that follows the import says how it stands now.
+        name: sa.case((was_failing, sa.null()), else_=_connections.c[name])
+        for name in ("trouble", "health", "health_note", "failing_since")
+    }
+
+
+# Built once: every refresh runs them, and building a statement costs more than running it.
+_BEGIN = (
+    _while(_NOT_DISCONNECTED)
+    .values(refreshing_since=sa.func.coalesce(_connections.c.refreshing_since, sa.bindparam("now")))
+    .returning(_connections.c.id)
+)
+_CHANGE = _while(_NOT_DISCONNECTED).returning(_connections)
+_CHANGE_FAILING = _CHANGE.values(failing_since=sa.func.coalesce(_connections.c.failing_since, sa.bindparam("now")))
+_RENEW = (
+    _while(sa.and_(_NOT_DISCONNECTED, _connections.c.revoked_at.is_(None)))
+    .values(**_recovered())
+    .returning(_connections)
+)
+_RENEW_ENDED = _while(_connections.c.disconnected_at.is_not(None)).returning(_connections)
 
 
 class Refreshes:
@@ -169,16 +201,8 @@ class Refreshes:
         with self._database.write() as connection:
             if not self._jobs.renew_with(connection, job):
                 return False
-            begun = connection.execute(
-                sa.update(_connections)
-                .where(
-                    _connections.c.id == row.id,
-                    _connections.c.token_version == row.token_version,
-                    _connections.c.disconnected_at.is_(None),
-                )
-                .values(refreshing_since=sa.func.coalesce(_connections.c.refreshing_since, self._clock.now()))
-                .returning(_connections.c.id)
-            ).one_or_none()
+            which = {"key": row.id, "of_version": row.token_version, "now": self._clock.now()}
+            begun = connection.execute(_BEGIN, which).one_or_none()
             if begun is None:
                 # Reconnected or disconnected meanwhile; whatever did that has said what this job is to do.
                 self._jobs.settle(connection, job, Done())
@@ -238,20 +262,19 @@ class Refreshes:
             "refreshing_since": None,
         }  # fmt: skip
         now = self._clock.now()
-        ended = _connections.c.disconnected_at.is_not(None)
-        live = sa.and_(sa.not_(ended), _connections.c.revoked_at.is_(None))
         with self._database.write() as connection:
+            judged_at = self._database.now(connection)
             # Jobs before the connection, in everybody's order.
-            self._jobs.enqueue(connection, "import", row.id)
-            self._jobs.settle(connection, job, outcome)
-            if _changed(connection, row, live, values | _recovered(), now):
+            self._jobs.enqueue(connection, "import", row.id, now=judged_at)
+            self._jobs.settle(connection, job, outcome, now=judged_at)
+            if _changed(connection, _RENEW, row, values, now):
                 return True
             connection.rollback()
         with self._database.write() as connection:
             # Disconnected meanwhile: what has just come to life has to be ended too.
             self._jobs.enqueue(connection, "revoke", row.id)
             self._jobs.settle(connection, job, Done())
-            if _changed(connection, row, ended, values | {"revocation": CleanUp.PENDING.value}, now):
+            if _changed(connection, _RENEW_ENDED, row, values | {"revocation": CleanUp.PENDING.value}, now):
                 return True
             connection.rollback()
         self._settle(job, Done())
@@ -272,12 +295,15 @@ class Refreshes:
         # A mark from an earlier try stays: that one may still have spent it.
         unmarks = not spent and row.refreshing_since is None
         values: dict[str, object] = {"refreshing_since": None} if unmarks else {}
+        change = _CHANGE
         if row.grant_expires_at is not None and row.grant_expires_at <= now:
-            values |= _failing(now)
+            # So a connection tells that its token has ended and could not be renewed.
+            change = _CHANGE_FAILING
+            values |= {"trouble": FAILING, "health": "error", "health_note": TROUBLES[FAILING].operator, "now": now}
         with self._database.write() as connection:
             self._jobs.settle(connection, job, outcome)
             if values:
-                _changed(connection, row, _connections.c.disconnected_at.is_(None), values, now)
+                _changed(connection, change, row, values, now)
         log.warning("refresh.failed", connection=row.ref, error=failure.code, detail=failure.detail, sent=spent)
         return outcome
 
@@ -289,9 +315,7 @@ class Refreshes:
         column = "interrupted_at" if interrupted else "revoked_at"
         with self._database.write() as connection:
             self._jobs.settle(connection, job, Done())
-            live = _connections.c.disconnected_at.is_(None)
-            values = {column: now, "refreshing_since": None}
-            if not _changed(connection, row, live, values, now):
+            if not _changed(connection, _CHANGE, row, {column: now, "refreshing_since": None}, now):
                 return Done()
             audit.record(
                 connection, at=now, actor_kind="worker", actor="refresh", target=row.ref,
@@ -318,15 +342,11 @@ def _refreshable(row: Row[Any]) -> bool:
 
 
 def _changed(
-    connection: Connection, row: Row[Any], which: sa.ColumnElement[bool], values: Mapping[str, object], now: datetime
+    connection: Connection, change: sa.UpdateBase, row: Row[Any], values: Mapping[str, object], now: datetime
 ) -> bool:
     """Change the connection if its token is still the one in `row`."""
-    changed = connection.execute(
-        sa.update(_connections)
-        .where(_connections.c.id == row.id, _connections.c.token_version == row.token_version, which)
-        .values(updated_at=now, **values)
-        .returning(_connections)
-    ).one_or_none()
+    about = {"key": row.id, "of_version": row.token_version, "updated_at": now, **values}
+    changed = connection.execute(change, about).one_or_none()
     if changed is None:
         return False
     events.changed_row(connection, changed, row.external_id, at=now)
@@ -341,26 +361,6 @@ def _may_be_spent(failure: BrokerError) -> bool:
     return isinstance(failure, UnusableAnswer) or (
         isinstance(failure, OAuthUnavailable) and failure.error not in LIMITS
     )
-
-
-def _failing(now: datetime) -> dict[str, object]:
-    """Return how a connection tells that its token has ended and could not be renewed."""
-    return {
-        "trouble": FAILING,
-        "health": "error",
-        "health_note": TROUBLES[FAILING].operator,
-        "failing_since": sa.func.coalesce(_connections.c.failing_since, now),
-    }
-
-
-def _recovered() -> dict[str, object]:
-    """Return what a renewed token takes back of that, and of nothing else."""
-    was_failing = _connections.c.trouble == FAILING
-    return {
-        # The check that follows the import says how it stands now.
-        name: sa.case((was_failing, sa.null()), else_=_connections.c[name])
-        for name in ("trouble", "health", "health_note", "failing_since")
-    }
 
 
 def _salvaged(old: Grant, answer: Mapping[str, object]) -> Grant:

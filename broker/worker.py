@@ -150,7 +150,7 @@ class Worker:
         """Run one job; False when the rest of the batch had better wait, because the other side is slow or away."""
         with tracing.working(job.kind) as span:
             try:
-                if job.fence > 1 and not self._jobs.renew(job):
+                if not self._jobs.holds(job):
                     span.settled("lost")
                     return True
                 run = self._services.notifications.run if job.kind == NOTIFY else self._handlers[job.kind]
