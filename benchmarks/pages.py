@@ -24,8 +24,8 @@ from tests.crowd import crowd, ref_of
 from tests.e2e.world import World
 
 FEW = 1_000
-ROUNDS = 3
-ASKED = 20
+ROUNDS = 5
+ASKED = 40
 """How often each page is asked for in a round; each round has a p95 of its own, and the table shows their median."""
 WARM = 3
 PASSWORD = "a-password-for-benchmarks"  # noqa: S105 - of a database that lives for minutes

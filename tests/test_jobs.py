@@ -18,6 +18,7 @@ from broker.jobs import (
     COVERED_SECONDS,
     FIRST_RETRY_SECONDS,
     GIVE_UP_AFTER,
+    JUST_LEASED_SECONDS,
     LEASE_SECONDS,
     LONGEST_RETRY_SECONDS,
     Done,
@@ -280,6 +281,15 @@ def test_a_lease_covers_a_call_for_as_long_as_enough_of_it_is_left(bench: Bench)
     bench.cancel()
     with bench.database.read() as connection:
         assert not bench.jobs.covers(connection, job)
+
+
+def test_a_lease_just_taken_is_not_looked_at_again_before_the_work_begins(bench: Bench) -> None:
+    bench.enqueue()
+    job = bench.lease()
+    bench.cancel()
+    assert bench.jobs.holds(job)
+    bench.clock.advance(JUST_LEASED_SECONDS)
+    assert not bench.jobs.holds(job)
 
 
 def test_renewing_moves_the_end_of_the_lease(bench: Bench) -> None:

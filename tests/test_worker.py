@@ -12,11 +12,11 @@ import requests
 import sqlalchemy as sa
 
 from broker import logs
-from broker.jobs import GIVE_UP_AFTER, LEASE_SECONDS
+from broker.jobs import GIVE_UP_AFTER, LEASE_SECONDS, LeasedJob
 from broker.journal import FINISH_AFTER
 from broker.models import BrowserSession, ConnectedAccount, Flow, Job, JobState
 from broker.worker import BATCH, IDLE_SECONDS, SWEEP_SECONDS, Worker
-from tests.connecting import CREDENTIAL, SEQUIN, STRIPE_ACCOUNT, STRIPE_TOKEN, Bench, open_bench
+from tests.connecting import CREDENTIAL, SEQUIN, SEQUIN_STRIPE_APP, STRIPE_ACCOUNT, STRIPE_TOKEN, Bench, open_bench
 
 IMPORT = f"{SEQUIN}/v1/credentials"
 
@@ -131,6 +131,25 @@ def test_after_a_killed_worker_another_one_does_its_work(bench: Bench) -> None:
     bench.later(seconds=LEASE_SECONDS)
     assert Worker(bench.services, threads=0).run_once() == 1
     assert states(bench) == {"acct_0": "imported"}
+
+
+def test_what_somebody_else_took_over_while_it_waited_in_its_batch_is_left_alone(bench: Bench) -> None:
+    connect(bench, 2)
+    bench.worker.run_once()
+    asked = f"{IMPORT}/{CREDENTIAL}"
+    elsewhere: list[LeasedJob] = []
+
+    def slowly(_request: requests.PreparedRequest) -> tuple[int, dict[str, str], str]:
+        # So long that another process leases both checks.
+        bench.later(seconds=LEASE_SECONDS)
+        elsewhere.extend(bench.jobs.lease(["verify"], most=2))
+        return 200, {}, json.dumps({"id": CREDENTIAL, "oauth_app_id": SEQUIN_STRIPE_APP, "kind": "stripe_oauth2"})
+
+    bench.answering("GET", asked, slowly)
+    bench.worker.run_once()
+
+    assert [job.fence for job in elsewhere] == [2, 2]
+    assert len(bench.calls(asked)) == 1, "each of them is now asked about elsewhere"
 
 
 def test_timing_keeps_what_the_design_promises() -> None:

@@ -1,16 +1,13 @@
-"""What every template can use: the product's name, static addresses, times, and the words for a status."""
+"""What every template can use: the product's name, times, and the words for a status."""
 
 from __future__ import annotations
 
-import hashlib
-from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import partial
-from pathlib import Path
 from zlib import crc32
 
-from flask import Flask, url_for
+from flask import Flask
 from flask_babel import gettext
 from werkzeug.wrappers import Response
 
@@ -19,7 +16,7 @@ from broker.settings import LANGUAGES, Branding, Settings
 from broker.status import Status
 from broker.steps import Step, StepName, StepState
 from broker.text import translatable
-from broker.web import cookies, languages
+from broker.web import assets, cookies, languages
 from broker.web.languages import translated
 from broker.web.outcome import opening
 
@@ -127,7 +124,6 @@ def init_app(app: Flask, settings: Settings) -> None:
     """Teach the templates of `app`."""
     env = app.jinja_env
     env.trim_blocks = env.lstrip_blocks = True
-    env.globals["asset"] = _asset(Path(app.static_folder or "."))
     env.globals["status_words"] = lambda status: STATUS_WORDS[Status(status)]
     env.globals["step_words"] = step_words
     env.globals["step_sentence"] = partial(step_sentence, settings.branding)
@@ -137,6 +133,7 @@ def init_app(app: Flask, settings: Settings) -> None:
     env.filters["tint"] = tint
     env.filters["opening"] = opening
     env.filters["account_type"] = lambda name: translated(ACCOUNT_TYPES[name]) if name in ACCOUNT_TYPES else name
+    assets.init_app(app)
     languages.init_app(app, settings)
 
     brand_address = "/brand.css"
@@ -170,15 +167,3 @@ def iso(value: datetime) -> str:
 def tint(name: str) -> int:
     """Return the number of the colour that a name always has on its letter tile."""
     return crc32(name.encode()) % TINTS
-
-
-def _asset(folder: Path) -> Callable[[str], str]:
-    # The digest makes the address name the content: browsers may keep it for ever.
-    versions = {
-        path.name: hashlib.sha256(path.read_bytes()).hexdigest()[:12] for path in folder.glob("*") if path.is_file()
-    }
-
-    def asset(filename: str) -> str:
-        return url_for("static", filename=filename, v=versions.get(filename))
-
-    return asset

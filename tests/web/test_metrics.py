@@ -8,9 +8,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import sqlalchemy as sa
 from flask import Flask
 
 from broker.app import create_app
+from broker.figures import COUNTING_SHARE
 from broker.models import ImportState
 from broker.secret import Secret
 from tests.house import House, make_settings
@@ -82,4 +84,19 @@ def test_numbers_are_given_out_again_for_a_few_seconds(app: Flask, house: House)
     house.connection(house.end_user("jo"))
     assert read(app) == first
     house.clock.advance(11)
+    assert read(app) != first
+
+
+def test_numbers_that_took_long_to_count_are_given_out_for_longer(app: Flask, house: House) -> None:
+    def slowly(*_: object) -> None:
+        house.clock.advance(3)
+
+    sa.event.listen(app.extensions["broker"].database.engine, "before_cursor_execute", slowly)
+    began = house.clock.monotonic()
+    first = read(app)
+    took = house.clock.monotonic() - began
+    house.connection(house.end_user("jo"))
+    house.clock.advance(COUNTING_SHARE * took - 1)
+    assert read(app) == first
+    house.clock.advance(1)
     assert read(app) != first

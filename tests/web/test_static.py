@@ -73,3 +73,44 @@ def test_nothing_asks_a_third_party(path: Path) -> None:
     text = path.read_text(encoding="utf-8").replace("http://www.w3.org/2000/svg", "")
 
     assert "//" not in text.replace("// ", "").replace("https://connect.example.com", "").replace("//\n", "")
+
+
+@pytest.mark.parametrize("path", sorted(STATIC.iterdir()), ids=lambda path: path.name)
+def test_files_come_packed_to_who_can_unpack_them(client: FlaskClient, path: Path) -> None:
+    address = f"/static/{path.name}"
+    with client.get(address, headers={"Accept-Encoding": "br, gzip"}) as packed, client.get(address) as plain:
+        assert packed.headers["Content-Encoding"] == "gzip"
+        assert len(packed.data) < len(plain.data)
+        assert gzip.decompress(packed.data) == plain.data == path.read_bytes()
+        assert packed.content_type == plain.content_type
+        for answer in (packed, plain):
+            assert answer.headers["Vary"] == "Accept-Encoding", "a cache between must not mix them up"
+            assert answer.headers["Cache-Control"] == "public, max-age=86400"
+        assert packed.headers["ETag"] != plain.headers["ETag"]
+
+
+@pytest.mark.parametrize("accepted", ["", "identity", "gzip;q=0", "br"])
+def test_who_does_not_ask_for_it_gets_nothing_packed(client: FlaskClient, accepted: str) -> None:
+    with client.get("/static/style.css", headers={"Accept-Encoding": accepted}) as answer:
+        assert "Content-Encoding" not in answer.headers
+        assert answer.data == (STATIC / "style.css").read_bytes()
+
+
+@pytest.mark.parametrize("accepted", ["gzip", "identity"])
+def test_a_file_that_has_not_changed_is_not_sent_again(client: FlaskClient, accepted: str) -> None:
+    asked = {"Accept-Encoding": accepted}
+    with client.get("/static/style.css", headers=asked) as first:
+        known = first.headers["ETag"]
+    with client.get("/static/style.css", headers=asked | {"If-None-Match": known}) as again:
+        assert (again.status_code, again.data) == (304, b"")
+
+
+def test_pages_are_never_packed_since_their_length_would_tell_of_secrets(client: FlaskClient) -> None:
+    with client.get(f"/connect/{TOKEN}", headers={"Accept-Encoding": "gzip"}) as page:
+        assert "Content-Encoding" not in page.headers
+
+
+def test_a_file_that_is_not_there_is_not_found(client: FlaskClient) -> None:
+    for name in ("nothing.css", "../pages.py"):
+        with client.get(f"/static/{name}", headers={"Accept-Encoding": "gzip"}) as answer:
+            assert answer.status_code == 404
