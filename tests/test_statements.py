@@ -139,7 +139,7 @@ def test_a_refresh(database_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
         alone = 0 if bench.database.is_sqlite else 2
         with counted(bench, monkeypatch) as cost:
             bench.services.refreshes.run(job)
-        assert cost == Cost(statements=7 + alone, commits=2, clock=3)
+        assert cost == Cost(statements=7 + alone, commits=2, clock=2)
 
 
 def test_lists_cost_the_same_however_much_is_on_them(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
