@@ -21,6 +21,8 @@ KNOWN_SECONDS = 10.0
 """How long numbers are given out again, at least."""
 COUNTING_SHARE = 20
 """Counting takes at most one part in so many of the time: with a million rows it would go on without an end."""
+LONGEST_KNOWN_SECONDS = 120.0
+"""However long it took: alerts wait for some minutes, and it may have been the database that was slow."""
 
 AGES_KNOWN_SECONDS = 300.0
 """The same for what changes in hours and takes a look at every connection once more."""
@@ -65,21 +67,20 @@ class Figures:
         self._clock = clock
         self._circuits = circuits
         self._lock = threading.Lock()
-        # Until when they are good, by the monotonic clock.
+        # Until when they are given out, by the monotonic clock.
         self._known: tuple[float, Numbers] | None = None
+        # Since when they are.
         self._known_ages: tuple[float, Mapping[str, datetime]] | None = None
 
     def numbers(self) -> Numbers:
-        """Return the numbers, not more than KNOWN_SECONDS old or COUNTING_SHARE times what counting them took.
-
-        Raises DatabaseUnavailable.
-        """
+        """Return the numbers as they were counted up to LONGEST_KNOWN_SECONDS ago. Raises DatabaseUnavailable."""
         with self._lock:
             known, began = self._known, self._clock.monotonic()
             if known is None or began >= known[0]:
                 counted = self._count()
                 ended = self._clock.monotonic()
-                known = self._known = (ended + max(KNOWN_SECONDS, COUNTING_SHARE * (ended - began)), counted)
+                known_for = min(max(KNOWN_SECONDS, COUNTING_SHARE * (ended - began)), LONGEST_KNOWN_SECONDS)
+                known = self._known = (ended + known_for, counted)
         return known[1]
 
     def _count(self) -> Numbers:

@@ -87,14 +87,16 @@ def _recovered() -> dict[str, sa.ColumnElement[Any]]:
     }
 
 
+_NOW = sa.bindparam("now", type_=_connections.c.updated_at.type)
+
 # Built once: every refresh runs them, and building a statement costs more than running it.
 _BEGIN = (
     _while(_NOT_DISCONNECTED)
-    .values(refreshing_since=sa.func.coalesce(_connections.c.refreshing_since, sa.bindparam("now")))
+    .values(refreshing_since=sa.func.coalesce(_connections.c.refreshing_since, _NOW))
     .returning(_connections.c.id)
 )
 _CHANGE = _while(_NOT_DISCONNECTED).returning(_connections)
-_CHANGE_FAILING = _CHANGE.values(failing_since=sa.func.coalesce(_connections.c.failing_since, sa.bindparam("now")))
+_CHANGE_FAILING = _CHANGE.values(failing_since=sa.func.coalesce(_connections.c.failing_since, _NOW))
 _RENEW = (
     _while(sa.and_(_NOT_DISCONNECTED, _connections.c.revoked_at.is_(None)))
     .values(**_recovered())

@@ -48,7 +48,8 @@ _FOUND = (
     )
     .returning(_connections)
 )
-_DRIFTED = _FOUND.values(failing_since=sa.func.coalesce(_connections.c.failing_since, sa.bindparam("now")))
+_NOW = sa.bindparam("now", type_=_connections.c.failing_since.type)
+_DRIFTED = _FOUND.values(failing_since=sa.func.coalesce(_connections.c.failing_since, _NOW))
 _PASSED = _FOUND.values(
     **{
         # What the provider says is wrong stays until the provider takes it back.

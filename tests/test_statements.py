@@ -5,14 +5,18 @@ A number that goes up is a decision: on PostgreSQL each of them is a round trip.
 
 from __future__ import annotations
 
+import pkgutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from importlib import import_module
 from typing import Any
 
 import pytest
 import sqlalchemy as sa
+from sqlalchemy.sql.compiler import SQLCompiler
 
+import broker
 from broker.connection_search import ConnectionFilters
 from broker.models import ConnectedAccount
 from broker.providers import discover
@@ -155,3 +159,31 @@ def test_lists_cost_the_same_however_much_is_on_them(bench: Bench, monkeypatch: 
         assert len(bench.services.connections.page(ConnectionFilters(), limit=2).items) == 2
     # Which they are, then what they are: the first look needs an index only.
     assert page == Cost(statements=2)
+
+
+def built_once() -> Iterator[tuple[str, SQLCompiler]]:
+    """Yield every statement that stands in a module of the broker, as it is sent."""
+    for found in pkgutil.walk_packages(broker.__path__, "broker."):
+        if found.name.endswith("__main__"):
+            continue
+        for name, value in vars(import_module(found.name)).items():
+            values = value if isinstance(value, dict) else {"": value}
+            for key, statement in values.items():
+                if isinstance(statement, sa.Executable) and isinstance(statement, sa.ClauseElement):
+                    url = sa.make_url("postgresql+psycopg://" if key == "postgresql" else "sqlite://")
+                    compiled = statement.compile(dialect=url.get_dialect()())
+                    assert isinstance(compiled, SQLCompiler)
+                    yield f"{found.name}.{name} {key}", compiled
+
+
+def test_what_a_statement_built_once_is_given_goes_by_its_columns_type() -> None:
+    """A time whose type nobody knows would be written as the driver likes, which Python 3.12 calls deprecated."""
+    seen = dict(built_once())
+    assert len(seen) > 50
+    untyped = {
+        f"{where}: {name}"
+        for where, statement in seen.items()
+        for name, bound in statement.binds.items()
+        if isinstance(bound.type, sa.types.NullType)
+    }
+    assert untyped == set()

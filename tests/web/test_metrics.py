@@ -12,7 +12,7 @@ import sqlalchemy as sa
 from flask import Flask
 
 from broker.app import create_app
-from broker.figures import COUNTING_SHARE
+from broker.figures import COUNTING_SHARE, LONGEST_KNOWN_SECONDS
 from broker.models import ImportState
 from broker.secret import Secret
 from tests.house import House, make_settings
@@ -87,16 +87,17 @@ def test_numbers_are_given_out_again_for_a_few_seconds(app: Flask, house: House)
     assert read(app) != first
 
 
-def test_numbers_that_took_long_to_count_are_given_out_for_longer(app: Flask, house: House) -> None:
+@pytest.mark.parametrize("seconds", [0.1, 60.0])
+def test_numbers_that_took_long_to_count_are_given_out_for_longer(app: Flask, house: House, seconds: float) -> None:
     def slowly(*_: object) -> None:
-        house.clock.advance(3)
+        house.clock.advance(seconds)
 
     sa.event.listen(app.extensions["broker"].database.engine, "before_cursor_execute", slowly)
     began = house.clock.monotonic()
     first = read(app)
-    took = house.clock.monotonic() - began
+    longer = min(COUNTING_SHARE * (house.clock.monotonic() - began), LONGEST_KNOWN_SECONDS)
     house.connection(house.end_user("jo"))
-    house.clock.advance(COUNTING_SHARE * took - 1)
+    house.clock.advance(longer - 1)
     assert read(app) == first
-    house.clock.advance(1)
+    house.clock.advance(2)
     assert read(app) != first
