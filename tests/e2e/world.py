@@ -90,7 +90,8 @@ def move(connection: sa.Connection, column: sa.Column[Any], by: timedelta, which
     of = column.table
     rows = connection.execute(sa.select(of.c.id, column).where(which)).all()
     for key, moment in rows:
-        connection.execute(sa.update(of).where(of.c.id == key).values({column: moment - by}))
+        # Unless it has moved meanwhile: a job that was just leased must not lose its lease.
+        connection.execute(sa.update(of).where(of.c.id == key, column == moment).values({column: moment - by}))
     return len(rows)
 
 
