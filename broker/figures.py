@@ -25,7 +25,7 @@ LONGEST_KNOWN_SECONDS = 120.0
 """However long it took: alerts wait for some minutes, and it may have been the database that was slow."""
 
 AGES_KNOWN_SECONDS = 300.0
-"""The same for what changes in hours and takes a look at every connection once more."""
+"""How long ages are given out again, which change in hours and take a look at every connection once more."""
 
 _deliveries = table(WebhookDelivery)
 _events = table(ProviderEvent)

@@ -189,7 +189,7 @@ class LeasedJob:
     failing_since: datetime | None
     # Since when it was due, so that a job handed back keeps its place; None where that does not matter.
     due_at: datetime | None = None
-    # When it was leased, by the monotonic clock of this process.
+    # When a worker leased it, by the monotonic clock of this process.
     leased_at: float = 0.0
 
 
@@ -373,7 +373,6 @@ class Jobs:
 
     def alone(self, kind: str) -> LeasedJob | None:
         """Lease work that no worker does but whoever asks for it, now; None while somebody else is at it."""
-        began = self._clock.monotonic()
         with self._database.write() as connection:
             now = self._database.now(connection)
             insert = _INSERTS[connection.dialect.name]
@@ -397,7 +396,7 @@ class Jobs:
                 )
                 .returning(*_LEASED)
             ).one_or_none()
-        return replace(LeasedJob(*row), leased_at=began) if row is not None else None
+        return LeasedJob(*row) if row is not None else None
 
     def holds(self, job: LeasedJob) -> bool:
         """Make sure of the lease before the work begins. False means that somebody else has the job: do nothing.

@@ -246,6 +246,12 @@ def test_the_proxy_waits_for_whole_requests() -> None:
     assert annotations["proxy-request-buffering"] == "on"
 
 
+def test_no_proxy_packs_pages_whose_length_would_tell_of_secrets() -> None:
+    assert not re.search(r"^\s*encode\b", read("deploy/Caddyfile"), re.MULTILINE)
+    (site,) = re.findall(r"```nginx\n(.*?)```", read("docs/operating.md"), re.DOTALL)
+    assert re.search(r"^\s*gzip off;$", site, re.MULTILINE), "Debian's nginx packs pages unless told otherwise"
+
+
 def seconds(text: str) -> int:
     assert text.endswith("s")
     return int(text[:-1])

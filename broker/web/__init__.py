@@ -30,9 +30,10 @@ def init_web(app: Flask, settings: Settings) -> None:
 
     Call it before any route is added; blueprints are registered by the composition root.
     """
-    from broker.web import access, errors, pages, security
+    from broker.web import access, assets, errors, pages, security
 
     access.init_app(app, settings)
     security.init_app(app, settings)
+    assets.init_app(app)
     pages.init_app(app, settings)
     errors.init_app(app)

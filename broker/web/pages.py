@@ -16,7 +16,7 @@ from broker.settings import LANGUAGES, Branding, Settings
 from broker.status import Status
 from broker.steps import Step, StepName, StepState
 from broker.text import translatable
-from broker.web import assets, cookies, languages
+from broker.web import cookies, languages
 from broker.web.languages import translated
 from broker.web.outcome import opening
 
@@ -133,7 +133,6 @@ def init_app(app: Flask, settings: Settings) -> None:
     env.filters["tint"] = tint
     env.filters["opening"] = opening
     env.filters["account_type"] = lambda name: translated(ACCOUNT_TYPES[name]) if name in ACCOUNT_TYPES else name
-    assets.init_app(app)
     languages.init_app(app, settings)
 
     brand_address = "/brand.css"
